@@ -1,0 +1,135 @@
+"""What a person sees of a run: the plan, a progress bar or plain lines, the summary, the catalog."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from absl import flags
+
+from fedjax_lab import spec
+from fedjax_lab.run import Prepared, Run
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with a wrong flag as one line and exit status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
+def size(number: float) -> str:
+    """Bytes with a unit."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def plan(prepared: Prepared) -> str:
+    """What will run where."""
+    config, p = prepared.config, prepared.simulation.plan
+    lines = [
+        f"{config.method} on {config.task}: {p['parameters']:,} parameters, {p['clients']:,} clients, {p['cohort']:,} in a round, "
+        f"{config.rounds} rounds",
+        f"partition {prepared.population.manifest.get('partition')}, {prepared.population.train.size.sum():,} training examples",
+        f"{p['devices']} {p['platform']} device{'s' * (p['devices'] > 1)}, chunk {p['chunk']}, {p['lanes']} lanes, "
+        f"about {size(p['memory_bytes'])} (data {size(p['data_bytes'])}, client table {size(p['table_bytes'])})",
+    ]
+    return "\n".join(lines)
+
+
+class Live:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, prepared: Prepared, folder: object):
+        print(plan(prepared), flush=True)
+        print(f"writing to {folder}; compiling ...", flush=True)
+        self._cohort, self._before, self._bar = prepared.simulation.plan["cohort"], None, None
+        self._rounds, self._start = prepared.config.rounds, time.perf_counter()
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Shows one evaluation."""
+        text = describe(row)
+        if self._before is None:
+            print(f"compiled in {time.perf_counter() - self._start:.1f} s", flush=True)
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=self._rounds, unit="round", dynamic_ncols=True)
+        else:
+            rounds, seconds = row["round"] - self._before["round"], row["seconds"] - self._before["seconds"]
+            text += f"  {self._cohort * rounds / max(seconds, 1e-9):,.0f} clients/s"
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.set_postfix_str(text)
+            self._bar.update(row["round"] - self._bar.n)
+        self._before = row
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def describe(row: Mapping[str, float]) -> str:
+    """One evaluation in a line."""
+    parts = [f"round {row['round']:5d}"]
+    if "test_accuracy" in row:
+        parts.append(f"accuracy {row['test_accuracy']:.4f}")
+    parts.append(f"loss {row['test_loss']:.4f}")
+    if "personal_client_test_accuracy_mean" in row:
+        parts.append(f"personal {row['personal_client_test_accuracy_mean']:.4f}")
+    return "  ".join(parts)
+
+
+def summary(run: Run, folder: object) -> None:
+    """The last evaluation as a table, and where the files are."""
+    last = run.history[-1]
+    names = {
+        "test_accuracy": "global model, central test set: accuracy",
+        "test_loss": "global model, central test set: loss",
+        "client_test_accuracy_mean": "global model, clients' test sets: mean accuracy",
+        "client_test_accuracy_worst_decile": "global model, clients' test sets: worst decile",
+        "client_test_accuracy_std": "global model, clients' test sets: deviation",
+        "personal_client_test_accuracy_mean": "personal models, clients' test sets: mean accuracy",
+        "personal_client_test_accuracy_worst_decile": "personal models, clients' test sets: worst decile",
+        "personal_client_test_accuracy_std": "personal models, clients' test sets: deviation",
+    }
+    rows = [(text, f"{last[name]:.4f}") for name, text in names.items() if name in last]
+    best = max((row["test_accuracy"], -row["round"]) for row in run.history) if "test_accuracy" in last else None
+    rows += [("best global accuracy", f"{best[0]:.4f} in round {-best[1]}")] if best else []
+    rows += [("rounds", str(last["round"])), ("seconds, compilation apart", f"{last['seconds']:.1f}"), ("compilation", f"{run.compile_seconds:.1f}")]
+    rows += [("bytes up, down", f"{size(last['bytes_up'])}, {size(last['bytes_down'])}")]
+    width = max(len(text) for text, _ in rows)
+    print("\n".join(["", *(f"{text:<{width}}  {value}" for text, value in rows), "", f"{folder}: metrics.jsonl, curves.png, checkpoint"]))
+
+
+def catalog() -> None:
+    """Tasks, partitions and methods, with their options."""
+    from fedjax_lab import models, registry
+    from fedjax_lab.data import partition, sources
+
+    print("tasks: SOURCE_MODEL[:arg=value,...]")
+    print("  sources  ", ", ".join(sources.SOURCES), "and any tensorflow-datasets folder by name (mnist, cifar10, ...)")
+    print("  models   ", ", ".join(models.MODELS))
+    print("partitions: NAME[:VALUE][,arg=value...]")
+    for name, factory in partition.PARTITIONS.items():
+        print(f"  {name:<18} {options(factory)}")
+    print("methods: --method=NAME --set key=value")
+    shared = {o.name for o in spec.options(registry.training)}
+    print(f"  {'(all)':<18} {options(registry.training)}")
+    for name, factory in registry.catalog("method").items():
+        print(f"  {name:<18} {factory.info.summary}")
+        own = options(factory, shared)
+        if own:
+            print(f"  {'':<18} {own}")
+
+
+def options(factory, hidden: set[str] = frozenset()) -> str:
+    """The options of a factory with their defaults, in a line."""
+    return ", ".join(f"{o.name}={o.default}" if not o.required else f"{o.name} ({o.type})" for o in spec.options(factory) if o.name not in hidden)

@@ -1,0 +1,68 @@
+"""The configuration of a run: one record that flags, Python calls, files and messages share."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_type_hints
+
+from fedjax_lab import spec
+from fedjax_lab.spec import Count, Range, Share
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is made of. Every field is a flag of `experiments.train`, with the help written here."""
+
+    method: str = _field("fedavg", "the algorithm; --list prints all")
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: str = _field("digits_mlp", "SOURCE_MODEL[:arg=value,...], arguments of the source or of the model")
+    partition: str | None = _field(
+        None, "who owns which example, NAME[:VALUE][,arg=value...]; by default natural where the source has natural clients, else dirichlet:0.3"
+    )
+    partition_file: str | None = _field(None, "an .npz whose `idx` [clients, n] names the examples of each client, padded with -1; instead of --partition")
+    clients: Count | None = _field(None, "number of clients; by default 100, or all natural ones")
+    cohort: Count = _field(10, "clients in a round")
+    rounds: Count = _field(60, "rounds to train")
+    target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")
+    eval_every: Count = _field(10, "rounds between two evaluations; they run in one device call")
+    eval_clients: Count | None = _field(None, "how many clients the per-client evaluation looks at; all by default")
+    client_test: Annotated[float, Range(0, 1, "both")] | None = _field(
+        None, "hold out this share of each client's own examples as its test set; by default test sets are drawn from the central test set"
+    )
+    seed: Annotated[int, Range(0, 2**32 - 1)] = _field(0, "of the model, the cohorts and the training")
+    data_seed: Annotated[int, Range(0, 2**32 - 1)] = _field(0, "of the partition and the client test sets, apart from --seed")
+    chunk: Literal["auto"] | Count = _field("auto", "clients that train side by side on a device, or auto")
+    devices: Literal["auto"] | Count = _field("auto", "devices to use, a power of two, or auto for all; CPU cores count as devices")
+    lanes: Count = _field(8, "partial sums of an aggregate, a power of two of at least the devices; the result's bits belong to this number")
+    precision: Literal["default", "float32", "tensorfloat32", "bfloat16"] = _field("default", "of matrix products")
+    data_dir: str | None = _field(None, "folder of the data sets; by default the environment's FEDJAX_LAB_DATA")
+    cache_dir: str | None = _field(None, "folder for decoded data and compiled programs; by default the user's cache folder")
+
+
+def make(values: Mapping[str, Any]) -> Config:
+    """A Config from text or Python values, typed and checked.
+
+    Raises:
+      ValueError: an unknown field, or an ill-typed or out-of-range value, in one line that names it and what is valid.
+    """
+    kinds = get_type_hints(Config, include_extras=True)
+    unknown = set(values) - set(kinds)
+    if unknown:
+        raise ValueError(f"unknown setting '{min(unknown)}'; valid: {spec.nearest(min(unknown), kinds)}")
+    typed = {k: v if k == "options" else spec.convert(kinds[k], v, f"--{k}") for k, v in values.items() if v is not None}
+    return Config(**typed)
+
+
+def fields() -> list[dataclasses.Field]:
+    """The fields that are flags."""
+    return [f for f in dataclasses.fields(Config) if f.name != "options"]
+
+
+def flags(config: Config) -> list[str]:
+    """The command-line flags that make this configuration, the defaults left out."""
+    changed = [f"--{f.name}={getattr(config, f.name)}" for f in fields() if getattr(config, f.name) != f.default]
+    return changed + [f"--set={k}={v}" for k, v in config.options.items()]

@@ -1,0 +1,96 @@
+"""Which of a source's training examples take part: long tails, subsets, and a public set split off beforehand."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+
+from fedjax_lab.data import draw, owners
+from fedjax_lab.data.source import Arrays, Source, make
+from fedjax_lab.spec import Count, Range
+from fedjax_lab.types import Key
+
+
+def longtail(source: Source, key: Key, factor: Annotated[float, Range(1)] = 100.0) -> Source:
+    """A global long tail: class c keeps the share factor**(-c / (C - 1)) of its examples, at least one.
+
+    The exponential profile of Cao et al. 2019 (LDAM), used federatedly by Shang et al. 2022 (CReFF) with a Dirichlet split after
+    it. The first class keeps all, the last 1 / factor; the test set stays balanced.
+
+    Args:
+      factor: imbalance, of the most to the least frequent class where all were equal.
+    """
+    labels = need_classes(source, "longtail")
+    totals = np.bincount(labels, minlength=source.classes)
+    share = factor ** (-np.arange(source.classes) / max(source.classes - 1, 1))
+    wanted = np.where(totals > 0, np.maximum(np.round(totals * share), 1), 0)
+    return take(source, rank_in_class(labels, draw.rng(key, "longtail")) < wanted[labels])
+
+
+def subset(source: Source, key: Key, examples: Count = 10000) -> Source:
+    """A random subset of the training examples, with class frequencies kept up to rounding.
+
+    Args:
+      examples: how many.
+    """
+    owners.check(source.examples, examples, f"subset:{examples}")
+    return take(source, _stratified(source, examples, draw.rng(key, "subset")))
+
+
+def public(source: Source, key: Key, examples: Count = 1000) -> tuple[Source, Arrays]:
+    """Splits off a public (proxy) set, with class frequencies kept up to rounding; no client will own any of it.
+
+    Args:
+      examples: how many training examples become public.
+
+    Returns:
+      The source without them, and their arrays.
+    """
+    owners.check(source.examples - 1, examples, f"public:{examples}")
+    chosen = _stratified(source, examples, draw.rng(key, "public"))
+    return take(source, ~chosen), {field: array[chosen] for field, array in source.train.items()}
+
+
+SELECTIONS: dict[str, Callable[..., Source]] = {"longtail": longtail, "subset": subset}
+
+
+def take(source: Source, kept: np.ndarray) -> Source:
+    """The source with these training examples only, a mask [M].
+
+    Raises:
+      ValueError: the source is a graph, whose edges name its examples.
+    """
+    if source.edges is not None:
+        raise ValueError(f"source '{source.name}' is a graph, of which no examples can be left out")
+    train, keys = ({name: array[kept] for name, array in group.items()} for group in (source.train, source.keys))
+    smaller = make(source.name, train, source.test, source.classes, keys, source.test_keys, source.truth)
+    return smaller._replace(manifest={**source.manifest, **smaller.manifest})
+
+
+def need_classes(source: Source, what: str) -> np.ndarray:
+    """The training labels [M].
+
+    Raises:
+      ValueError: the source has no classes.
+    """
+    labels = source.train.get("y")
+    if labels is None or not source.classes or labels.ndim != 1:
+        raise ValueError(f"'{what}' needs classes, which source '{source.name}' lacks")
+    return labels
+
+
+def rank_in_class(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The place [M] of each example in a random order of its class."""
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.empty(len(labels), np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rank
+
+
+def _stratified(source: Source, examples: int, generator: np.random.Generator) -> np.ndarray:
+    labels = source.train["y"] if source.classes and source.train["y"].ndim == 1 else np.zeros(source.examples, np.int64)
+    totals = np.bincount(labels)
+    return rank_in_class(labels, generator) < draw.apportion(totals, examples, high=totals)[labels]

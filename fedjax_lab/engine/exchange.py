@@ -1,0 +1,107 @@
+"""One exchange of a round: message down, one client's work, upload, through the wires of both ways and into the rules."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lab import keys, rules, tree
+from fedjax_lab.engine import clients as sweeps
+from fedjax_lab.types import ClientData, Cohort, Key, Phase, Streaming, Tree, Wire
+
+
+class Slot(NamedTuple):
+    """One place in a cohort: who sits there, how many steps it may take, whether it is filled, what it kept from the phase before."""
+
+    id: jax.Array
+    allowance: jax.Array
+    mask: jax.Array
+    keep: Tree
+
+
+class Trace(NamedTuple):
+    """What a client leaves behind per slot, besides its row.
+
+    fields: {field: (value, weight)} of stacked fields;  keep: for the next phase;  metrics: scalars;
+    bytes_up, bytes_down: uint32;  finite: False where an upload or metric holds NaN or infinity.
+    """
+
+    fields: Mapping[str, tuple[Tree, Tree]]
+    keep: Tree
+    metrics: Mapping[str, jax.Array]
+    bytes_up: jax.Array
+    bytes_down: jax.Array
+    finite: jax.Array
+
+
+View = Callable[[Tree, jax.Array, jax.Array, jax.Array, Tree], ClientData]
+"""(world, id, clock, allowance, keep) -> ClientData."""
+
+
+def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree) -> sweeps.Outcome:
+    """One phase over a cohort.
+
+    Args:
+      lay: where slots run.
+      phase: what each client does.
+      name: the purpose of the phase's randomness.
+      view: makes a client's data.
+      shared: (world, server, round key, clock).
+      slots, rows: in device order; rows are (client rows, {field: wire rows}).
+
+    Returns:
+      summands: aggregates of the streaming fields;  row: new rows;  stacked: a Trace per slot. All in device order.
+    """
+
+    @functools.partial(jax.jit, inline=True)  # its shapes are asked for twice before it runs: one trace serves all
+    def body(shared, slot: Slot, row):
+        world, server, key, clock = shared
+        own, memory = row
+        key = keys.purpose(keys.for_client(key, slot.id), name)
+        data = view(world, slot.id, clock, jnp.where(slot.mask, slot.allowance, 0), slot.keep)
+        message, down, _ = transmit(phase.down, keys.purpose(key, "down"), phase.broadcast(server, slot.id, clock), {})
+        result = phase.local(keys.purpose(key, "local"), message, own, data)
+        heard, up, memory = transmit(phase.up, keys.purpose(key, "up"), result.upload, memory)
+        weights = {f: jax.tree.map(lambda w: jnp.where(slot.mask, w, 0).astype(jnp.float32), weight_of(result, f)) for f in heard}
+        streamed, fields = {}, {}
+        for f, value in heard.items():
+            (streamed if isinstance(rule_of(phase, f), Streaming) else fields)[f] = (value, weights[f])
+        finite = tree.finite((heard, dict(result.metrics))) | ~slot.mask
+        charge = [jnp.where(slot.mask, b, 0) for b in (up, down)]
+        return sweeps.Outcome(streamed, (result.client, memory), Trace(fields, result.keep, dict(result.metrics), *charge, finite))
+
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (slots, rows))
+    streaming = {f: rule_of(phase, f) for f in jax.eval_shape(body, shared, *one).summands}
+    return sweeps.sweep(lay, body, streaming, shared, slots, rows, slots.mask)
+
+
+def aggregates(lay: sweeps.Layout, phase: Phase, out: sweeps.Outcome, cohort: Cohort) -> Mapping[str, Tree]:
+    """{field: aggregate}: the streamed ones as they are, the stacked ones through their rule, in slot order."""
+    stacks = {f: jax.tree.map(lay.collect, stack) for f, stack in out.stacked.fields.items()}
+    return {**out.summands, **{f: rule_of(phase, f).combine(value, weight, cohort) for f, (value, weight) in stacks.items()}}
+
+
+def rule_of(phase: Phase, field: str):
+    """The field's aggregation rule, by default the weighted mean."""
+    return phase.aggregate.get(field, rules.mean())
+
+
+def weight_of(result: Any, field: str) -> Tree:
+    """The weight of one field."""
+    return result.weight[field] if isinstance(result.weight, Mapping) else result.weight
+
+
+def transmit(wires: Mapping[str, Wire], key: Key, message: Mapping[str, Tree], memory: Mapping[str, Tree]):
+    """Every field through its wire: (what arrives, the message's bytes uint32, the sender's new memories)."""
+    arrived, size, rows = {}, 0, {}
+    for field, value in message.items():
+        wire = wires.get(field, rules.identity())
+        code, row = wire.encode(keys.purpose(key, field), value, memory[field] if field in memory else wire.init(value))
+        arrived[field] = wire.decode(code)
+        size = size + -(-wire.bits(code) // 8)
+        if field in memory:
+            rows[field] = row
+    return arrived, jnp.asarray(size, jnp.uint32), rows

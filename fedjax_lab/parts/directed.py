@@ -1,0 +1,43 @@
+"""Client-level momentum: the cohort's last mean direction goes out with the model."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lab import tree
+from fedjax_lab.parts.moving import moving, stepped
+from fedjax_lab.parts.wires.half import known
+from fedjax_lab.types import Method, Tree
+
+
+class Directed(NamedTuple):
+    """params: the model x.  g: the mean direction of the last round, zero before the first."""
+
+    params: Tree
+    g: Tree
+
+
+def mean_direction(change: Tree, steps: jax.Array, lr: Any) -> Tree:
+    """(x - y) / (lr K) with change = y - x: the mean of all v of K steps y <- y - lr v; zero where no step was taken."""
+    return tree.scale(-1 / (lr * jnp.maximum(steps, 1)), moving(change))
+
+
+def directed(local: Callable, server_lr: Any, **more: Any) -> Method:
+    """A Method whose clients receive {"model": x, "g": g} and upload {"model": y - x, "g": their mean direction}, and whose server does
+
+    x <- x + server_lr mean(y - x)          g <- mean((x - y) / (lr K_i))
+
+    The second field costs nothing: the server divides the change that it receives by the lr K_i that it knows.
+    """
+    return Method(
+        local,
+        init_server=lambda key, params, population: Directed(params, tree.zeros_like(params)),
+        broadcast=lambda server, client, clock: {"model": server.params, "g": server.g},
+        serve=lambda key, server, aggregate, cohort: Directed(stepped(server_lr, aggregate["model"], server.params), aggregate["g"]),
+        up={"g": known()},
+        deploy=lambda server: server.params,
+        **more,
+    )

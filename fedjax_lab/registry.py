@@ -1,0 +1,178 @@
+"""What the library carries: every method, wire and aggregator under its name, with the card it came from.
+
+A factory's keyword signature is its whole configuration; flags, `--list` and error messages are read from it. `@method` adds the
+options that every method with local training has under the same names (`lr`, `epochs`, `local_steps`, `batch_size`,
+`client_optimizer`) and hands the factory a `Work` made of them; `@part` only registers.
+"""
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import optax
+
+from fedjax_lab import spec
+from fedjax_lab.local import Work
+from fedjax_lab.types import Info, Method
+
+_FACTORIES: dict[str, Callable] = {}
+
+
+def training(
+    *,
+    lr: Annotated[float, spec.Range(0)] = 0.1,
+    epochs: spec.Count = 1,
+    local_steps: Annotated[int, spec.Range(0)] = 0,
+    batch_size: Literal["full"] | spec.Count = 10,
+    client_optimizer: str = "sgd",
+) -> Work:
+    """Local training, as every method has it.
+
+    Args:
+      lr: client learning rate.
+      epochs: passes over a client's data in a round, reshuffled each time; used when local_steps is 0.
+      local_steps: the same number of steps for every client, whatever its size; 0 means epochs.
+      batch_size: examples in a step, or "full" for all of a client's.
+      client_optimizer: sgd, momentum:0.9, adam, adamw, adagrad, rmsprop or yogi, with options as NAME:arg=value; its state is fresh
+        in every round.
+    """
+    optimizer, plain = client_optimizer_of(client_optimizer, lr)
+    return Work(lr, epochs, local_steps, batch_size, optimizer, plain)
+
+
+def _sgd(lr, *, momentum: spec.Share = 0.0, nesterov: bool = False, weight_decay: spec.NonNegative = 0.0):
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    return optax.chain(*decay, optax.sgd(lr, momentum or None, nesterov))
+
+
+def _momentum(lr, *, momentum: spec.Share = 0.9, nesterov: bool = False, weight_decay: spec.NonNegative = 0.0):
+    return _sgd(lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def _adam(make):
+    def build(lr, *, b1: spec.Share = 0.9, b2: spec.Share = 0.999, eps: spec.Positive = 1e-8):
+        return make(lr, b1=b1, b2=b2, eps=eps)
+    return build
+
+
+def _adamw(lr, *, b1: spec.Share = 0.9, b2: spec.Share = 0.999, eps: spec.Positive = 1e-8, weight_decay: spec.NonNegative = 1e-4):
+    return optax.adamw(lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def _adagrad(lr, *, eps: spec.Positive = 1e-7):
+    return optax.adagrad(lr, eps=eps)
+
+
+def _rmsprop(lr, *, decay: spec.Share = 0.9, eps: spec.Positive = 1e-8, momentum: spec.Share = 0.0):
+    return optax.rmsprop(lr, decay=decay, eps=eps, momentum=momentum or None)
+
+
+CLIENT_OPTIMIZERS: Mapping[str, Callable] = {
+    "sgd": _sgd, "momentum": _momentum, "adam": _adam(optax.adam), "yogi": _adam(optax.yogi),
+    "adamw": _adamw, "adagrad": _adagrad, "rmsprop": _rmsprop,
+}
+
+
+def client_optimizer_of(text: str, lr: Any) -> tuple[optax.GradientTransformation, bool]:
+    """The optax transformation that a text names, and whether it is plain SGD."""
+    name, positional, values = spec.parse(text)
+    factory = spec.choose("client_optimizer", name, CLIENT_OPTIMIZERS)
+    options = spec.bind(factory, positional, values, name=name)
+    return factory(lr, **options), name == "sgd" and not any(options.values())
+
+
+def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_sgd: str = "", **defaults: Any) -> Callable:
+    """Registers `factory(task, work, *, ...) -> Method` under its name (underscores become dashes).
+
+    The registered function is called as `factory(task, *, ..., lr=..., epochs=..., ...)`.
+
+    Args:
+      family, paper, year, stateful: for the card.
+      plain_sgd: why client_optimizer must be plain SGD, where the mathematics needs it; "" where any will do.
+      defaults: of the training options, where they differ.
+    """
+
+    def register(factory: Callable) -> Callable[..., Method]:
+        name = factory.__name__.replace("_", "-")
+        info = _info(factory, name, "method", family, paper, year, stateful)
+        shared = inspect.signature(training, eval_str=True).parameters
+        shared = {k: p.replace(default=defaults.get(k, p.default)) for k, p in shared.items()}
+        own = [p for k, p in inspect.signature(factory, eval_str=True).parameters.items() if k not in ("task", "work")]
+
+        @functools.wraps(factory)
+        def build(task, **options) -> Method:
+            unknown = set(options) - set(shared) - {p.name for p in own}
+            if unknown:
+                valid = spec.nearest(min(unknown), [*(p.name for p in own), *shared])
+                raise ValueError(f"'{name}' has no option '{min(unknown)}'; valid: {valid}")
+            work = training(**{k: options.pop(k, p.default) for k, p in shared.items()})
+            if plain_sgd and not work.plain:
+                raise ValueError(f"'{name}' refuses the client_optimizer: it must be sgd without momentum or decay, {plain_sgd}")
+            return factory(task, work, **options)._replace(info=info)
+
+        del build.__wrapped__
+        parameters = [inspect.Parameter("task", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own, *shared.values()]
+        build.__signature__ = inspect.Signature(parameters)
+        build.__annotations__ = {p.name: p.annotation for p in parameters[1:]}
+        build.__doc__ = _join_args(factory.__doc__, training.__doc__)
+        build.info, build.factory = info, factory
+        return _add(name, build)
+
+    return register
+
+
+def part(*, kind: str, family: str, paper: str, year: int, stateful: bool = False) -> Callable:
+    """Registers a wire, aggregator, server or other part under its name."""
+
+    def register(factory: Callable) -> Callable:
+        name = factory.__name__.strip("_").replace("_", "-")
+        factory.info = _info(factory, name, kind, family, paper, year, stateful)
+        return _add(name, factory)
+
+    return register
+
+
+def _info(factory, name, kind, family, paper, year, stateful) -> Info:
+    return Info(name, kind, family, paper, year, inspect.getdoc(factory).split("\n")[0], stateful)
+
+
+def _add(name: str, factory: Callable) -> Callable:
+    if name in _FACTORIES:
+        raise ValueError(f"'{name}' is registered twice")
+    _FACTORIES[name] = factory
+    return factory
+
+
+def _join_args(own: str | None, shared: str) -> str:
+    """A docstring whose Args section holds the factory's own options and the shared ones."""
+    body, extra = inspect.cleandoc(own or ""), inspect.cleandoc(shared).split("Args:\n", 1)[1]
+    return f"{body}\n{extra}" if "Args:" in body else f"{body}\n\nArgs:\n{extra}"
+
+
+def catalog(kind: str | None = None) -> dict[str, Callable]:
+    """Every registered factory by name, sorted; of one kind only, where given. Imports all of methods/ and parts/."""
+    import fedjax_lab.methods
+    import fedjax_lab.parts
+
+    for package in (fedjax_lab.methods, fedjax_lab.parts):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    return {name: f for name, f in sorted(_FACTORIES.items()) if kind in (None, f.info.kind)}
+
+
+def make(name: str, task: Any, **options: Any) -> Method:
+    """The named method for a task, with its options typed and checked.
+
+    Raises:
+      ValueError: an unknown name, or an unknown, ill-typed or out-of-range option; the line lists what is valid.
+    """
+    factory = spec.choose("method", name, catalog("method"))
+    return factory(task, **spec.bind(factory, (), options, name=name))
+
+
+__all__ = ["CLIENT_OPTIMIZERS", "catalog", "client_optimizer_of", "make", "method", "part", "training"]

@@ -1,0 +1,69 @@
+"""The rules every method has: the weighted mean, the plain total, and the wire that changes nothing."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lab.types import Streaming, Tree, Wire
+
+
+def spread(weight: Any, value: Tree) -> Tree:
+    """A weight (scalar, or tree prefix of value) as a tree of arrays that broadcast against value's leaves."""
+    def one(w, sub):
+        return jax.tree.map(lambda _: jnp.asarray(w), sub)
+    return jax.tree.map(one, weight, value)
+
+
+def _wide(dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _weighted(acc: Tree, value: Tree, weight: Tree) -> Tree:
+    # a weight of zero silences even NaN: padding and the unheard may hold anything
+    return jax.tree.map(lambda a, v, w: a + jnp.where(w == 0, 0, w * v.astype(a.dtype)), acc, value, weight)
+
+
+def mean() -> Streaming:
+    """The weighted mean of what was heard, entry by entry where weights are; zero where nothing was."""
+
+    def zero(like):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), like), jnp.float32(0)
+
+    def add(acc, value, weight):
+        total, heard = acc
+        return _weighted(total, value, spread(weight, value)), jax.tree.map(lambda h, w: h + w, heard, weight)
+
+    def merge(a, b):
+        return jax.tree.map(jnp.add, a, b)
+
+    def finish(acc):
+        total, heard = acc
+        # the reciprocal is written out: the compiler replaces a division by a scalar in some programs and not in others
+        inverse = jax.tree.map(lambda h: jnp.where(h == 0, 0, 1 / jnp.where(h == 0, 1, h)), heard)
+        return jax.tree.map(lambda t, r: t * r, total, spread(inverse, total))
+
+    return Streaming(zero, add, merge, finish)
+
+
+def total() -> Streaming:
+    """The weighted sum, not divided."""
+
+    def zero(like):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), like)
+
+    def add(acc, value, weight):
+        return _weighted(acc, value, spread(weight, value))
+
+    return Streaming(zero, add, lambda a, b: jax.tree.map(jnp.add, a, b), lambda acc: acc)
+
+
+def value_bits(value: Tree) -> int:
+    """Bits of a tree as it is stored."""
+    return sum(leaf.size * leaf.dtype.itemsize * 8 for leaf in jax.tree.leaves(value))
+
+
+def identity() -> Wire:
+    """Every entry as it is."""
+    return Wire(init=lambda field: (), encode=lambda key, value, row: (value, row), decode=lambda code: code, bits=value_bits)

@@ -1,0 +1,49 @@
+"""Algebra on pytrees, where optax.tree and jax.tree do not have the word."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lab.types import Tree
+
+add, sub, scale, zeros_like = optax.tree.add, optax.tree.sub, optax.tree.scale, optax.tree.zeros_like
+norm, vdot = optax.tree.norm, optax.tree.vdot
+
+
+def axpy(a: jax.Array | float, x: Tree, y: Tree) -> Tree:
+    """a x + y, leaf by leaf, in y's dtypes."""
+    return jax.tree.map(lambda x, y: (a * x + y).astype(y.dtype), x, y)
+
+
+def select(keep: jax.Array, x: Tree, y: Tree) -> Tree:
+    """x where the scalar `keep` holds, y elsewhere."""
+    return jax.tree.map(lambda x, y: jnp.where(keep, x, y), x, y)
+
+
+def size(tree: Tree) -> int:
+    """Number of entries."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves (arrays or shapes)."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def strong(tree: Tree) -> Tree:
+    """The same values, strongly typed: a weakly typed first state would mean a second trace."""
+    return jax.tree.map(lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x, x.dtype), tree)
+
+
+def finite(tree: Tree) -> jax.Array:
+    """Whether the sum of all entries is finite, a scalar: one pass, and NaN or infinity anywhere shows."""
+    leaves = [jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.isfinite(sum(leaves, jnp.float32(0)))
+
+
+def trainable(params: Tree) -> Tree:
+    """True for the leaves that a gradient moves: all but the sub-trees "stats" and "frozen" at the top of params."""
+    if not isinstance(params, dict):
+        return jax.tree.map(lambda _: True, params)
+    return {k: jax.tree.map(lambda _: k not in ("stats", "frozen"), v) for k, v in params.items()}

@@ -1,0 +1,339 @@
+"""The records that every file of fedjax_lab speaks.
+
+A paper is written for ONE client and ONE server as pure functions over pytrees; the engine turns them into a program in which
+thousands of clients train in one call. The letters in the shapes below: N clients in the population, S slots in a cohort, n
+examples of one client, M examples in a flat array, B examples in a batch, C classes, R rounds in a segment.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any  # a pytree of arrays
+Key = jax.Array  # a typed random key, jax.random.key
+Batch = Mapping[str, jax.Array]  # arrays [B, ...] by name, and "mask" [B]: False marks padding
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value.
+
+    stats: the new value of the sub-tree `params["stats"]` (normalization statistics), or () where the model has none.
+    metrics: scalars of this batch, by name.
+    """
+
+    stats: Tree = ()
+    metrics: Mapping[str, jax.Array] = {}
+
+
+class Task(NamedTuple):
+    """A model with its loss: what is trained, apart from how.
+
+    name: for messages and records.
+    init: (key) -> params.
+    apply: (params, batch, key=None) -> outputs [B, ...]; a key means training mode (dropout, batch statistics).
+    loss: (params, batch, key) -> (scalar mean over the unmasked examples, Aux); differentiable in params.
+    metrics: (outputs, batch) -> {name: [B]}, one value per example, always with "loss"; "accuracy" for classification.
+    features, head: (params, batch, key=None) -> [B, F] and (params, features) -> outputs, where the model is split; else None.
+    """
+
+    name: str
+    init: Callable[[Key], Tree]
+    apply: Callable[..., Tree]
+    loss: Callable[[Tree, Batch, Key], tuple[jax.Array, Aux]]
+    metrics: Callable[[Tree, Batch], Mapping[str, jax.Array]]
+    features: Callable[..., jax.Array] | None = None
+    head: Callable[..., Tree] | None = None
+
+
+class Stream(NamedTuple):
+    """One kind of examples of a whole population, without padding.
+
+    Client i owns the rows `index[offset[i] : offset[i] + size[i]]` of every array in `examples`, or, without an index, the rows
+    `offset[i] : offset[i] + size[i]` themselves.
+
+    examples: {name: [M, ...]};  offset, size: int32 [N];  index: int32 [T] or None.
+    """
+
+    examples: Mapping[str, jax.Array]
+    offset: jax.Array
+    size: jax.Array
+    index: jax.Array | None = None
+
+    def rows(self, client: jax.Array, positions: jax.Array) -> jax.Array:
+        """Rows of `examples` at these positions (0 .. size-1, any shape) of one client."""
+        at = self.offset[client] + positions
+        return at if self.index is None else self.index[at]
+
+
+class Population(NamedTuple):
+    """The clients' data and what is known of them at set-up.
+
+    train: the clients' training examples.
+    test: the clients' test examples; `test.examples` is the central test set.
+    counts: float32 [N, C] training examples per class, or [N, 0] where there are no classes.
+    manifest: what this population is (source, partition, clients, examples, hash), ready for JSON.
+    """
+
+    train: Stream
+    test: Stream
+    counts: jax.Array
+    manifest: Mapping[str, Any] = {}
+
+    @property
+    def clients(self) -> int:
+        return self.train.size.shape[0]
+
+
+class View(NamedTuple):
+    """One client's window on a Stream, inside the mapped client function.
+
+    size: int32 scalar;  capacity: static upper bound of size over the population.
+    """
+
+    stream: Stream
+    client: jax.Array
+    capacity: int
+
+    @property
+    def size(self) -> jax.Array:
+        return self.stream.size[self.client]
+
+    def take(self, positions: jax.Array, mask: jax.Array) -> Batch:
+        """The examples at positions [B]; where mask [B] is False the row is arbitrary and must not count."""
+        safe = jnp.where(mask, positions, 0)
+        rows = self.stream.rows(self.client, safe)
+        batch = {name: jnp.take(array, rows, axis=0, mode="clip") for name, array in self.stream.examples.items()}
+        return {**batch, "mask": mask}
+
+    def whole(self) -> Batch:
+        """All examples of the client, padded to the capacity."""
+        positions = jnp.arange(self.capacity, dtype=jnp.int32)
+        return self.take(positions, positions < self.size)
+
+
+class ClientData(NamedTuple):
+    """What `local` knows of its client.
+
+    id, clock: int32 scalars (who, and which round);  train, test: views;  counts: [C];
+    allowance: int32 scalar, the most local steps that the engine grants (a straggler gets fewer).
+    keep: what this client kept in the phase before, () in the first.
+    """
+
+    id: jax.Array
+    clock: jax.Array
+    train: View
+    test: View
+    counts: jax.Array
+    allowance: jax.Array
+    keep: Tree = ()
+
+    @property
+    def size(self) -> jax.Array:
+        """Number of training examples, int32."""
+        return self.train.size
+
+
+class Cohort(NamedTuple):
+    """Who took part in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number)."""
+
+    ids: jax.Array
+    mask: jax.Array
+    size: jax.Array
+    steps: jax.Array
+    clients: int
+    clock: jax.Array
+
+
+class Result(NamedTuple):
+    """What one client returns.
+
+    upload: {field: tree}. The field "model" is the change of the model, local minus received; compressors, robust rules and
+        attacks act on it.
+    weight: scalar for all fields, or {field: scalar or a tree of weights that broadcast against the field}.
+    client: the client's new persistent row.
+    keep: reaches this client's next phase of the same round, then dies.
+    metrics: scalars by name, averaged over the cohort by the engine; "loss" is expected.
+    """
+
+    upload: Mapping[str, Tree]
+    weight: Any
+    client: Tree = ()
+    keep: Tree = ()
+    metrics: Mapping[str, jax.Array] = {}
+
+
+class Wire(NamedTuple):
+    """What a message field becomes on its way.
+
+    init: (field) -> row, the sender's memory, persistent per client (error feedback), () if none.
+    encode: (key, value, row) -> (code, row).   decode: (code) -> value of the same structure.
+    bits: (code) -> int, or an array where it depends on the data: the size of this code.
+    """
+
+    init: Callable[[Tree], Tree]
+    encode: Callable[[Key, Tree, Tree], tuple[Tree, Tree]]
+    decode: Callable[[Tree], Tree]
+    bits: Callable[[Tree], Any]
+
+
+class Streaming(NamedTuple):
+    """An aggregation rule that sees one upload at a time.
+
+    zero: (like) -> acc, of the shapes of the upload;  add: (acc, value, weight) -> acc, where weight 0 adds nothing;
+    merge: (acc, acc) -> acc, associative;  finish: (acc) -> aggregate, defined (no NaN) when nothing was added.
+    """
+
+    zero: Callable[[Tree], Tree]
+    add: Callable[[Tree, Tree, Any], Tree]
+    merge: Callable[[Tree, Tree], Tree]
+    finish: Callable[[Tree], Tree]
+
+
+class Stacked(NamedTuple):
+    """An aggregation rule that needs all uploads at once: combine (stack [S, ...], weights [S], cohort) -> aggregate."""
+
+    combine: Callable[[Tree, jax.Array, Cohort], Tree]
+
+
+class Info(NamedTuple):
+    """A registered system's card: what `python -m fedjax_lab.methods` prints."""
+
+    name: str
+    kind: str  # method, wire, aggregator, attack, privacy, model or audit
+    family: str
+    paper: str
+    year: int
+    summary: str
+    stateful: bool = False
+
+
+class Phase(NamedTuple):
+    """One exchange between the server and the cohort; see Method for the fields."""
+
+    local: Callable[..., Result]
+    broadcast: Callable[..., Mapping[str, Tree]]
+    up: Mapping[str, Wire]
+    down: Mapping[str, Wire]
+    aggregate: Mapping[str, Streaming | Stacked]
+    serve: Callable[..., Tree]
+
+
+def _params_as_server(key: Key, params: Tree, population: Population) -> Tree:
+    return params
+
+
+def _no_row(key: Key, params: Tree, facts: Any) -> Tree:
+    return ()
+
+
+def _send_server(server: Tree, client: jax.Array, clock: jax.Array) -> Mapping[str, Tree]:
+    return {"model": server}
+
+
+def _add_change(key: Key, server: Tree, aggregate: Mapping[str, Tree], cohort: Cohort) -> Tree:
+    return jax.tree.map(lambda x, u: x + u, server, aggregate["model"])
+
+
+class Method(NamedTuple):
+    """A federated algorithm: one client, one server, pure functions. FedAvg is `local` and nothing else.
+
+    local: (key, message, client, data) -> Result, for ONE client.
+    init_server: (key, params, population) -> server, any pytree; by default the parameters themselves.
+    init_client: (key, params, facts) -> the persistent row of ONE client, () if stateless; facts are id, size and counts.
+    broadcast: (server, client_id, clock) -> {field: tree}, the message to one client; by default {"model": server}.
+    serve: (key, server, {field: aggregate}, cohort) -> server; by default the mean change is added.
+    aggregate: a rule per field of the upload, the weighted mean where none is named.
+    up, down: a Wire per field of upload and message, the identity where none is named.
+    phases: for several exchanges in one round, used instead of the fields local .. down above.
+    steps: (size [S]) -> int32 [S], the local steps of clients of these sizes, for sorting and balancing only.
+    deploy: (server) -> params, what is evaluated as the global model.
+    personal: (key, server, client, data) -> params, what is evaluated as this client's own model; None if there is none.
+    info: the card.
+    """
+
+    local: Callable[..., Result] | None = None
+    init_server: Callable[..., Tree] = _params_as_server
+    init_client: Callable[..., Tree] = _no_row
+    broadcast: Callable[..., Mapping[str, Tree]] = _send_server
+    serve: Callable[..., Tree] = _add_change
+    aggregate: Mapping[str, Streaming | Stacked] = {}
+    up: Mapping[str, Wire] = {}
+    down: Mapping[str, Wire] = {}
+    phases: tuple[Phase, ...] = ()
+    steps: Callable[[jax.Array], jax.Array] = lambda size: size
+    deploy: Callable[[Tree], Tree] = lambda server: server
+    personal: Callable[..., Tree] | None = None
+    info: Info | None = None
+
+    @property
+    def exchanges(self) -> tuple[Phase, ...]:
+        """The phases of a round, in order."""
+        if self.phases:
+            return self.phases
+        return (Phase(self.local, self.broadcast, self.up, self.down, self.aggregate, self.serve),)
+
+
+class Facts(NamedTuple):
+    """What a client's first row may depend on: id (int32), size (int32), counts [C]."""
+
+    id: jax.Array
+    size: jax.Array
+    counts: jax.Array
+
+
+class Participation(NamedTuple):
+    """Who takes part in which round, pure in the round.
+
+    slots: S, static.   init: (key, population) -> state.
+    draw: (key, state, clock) -> (state, ids int32 [S], mask bool [S], allowance int32 [S]); ids are distinct where the mask holds.
+    """
+
+    slots: int
+    init: Callable[[Key, Population], Tree]
+    draw: Callable[[Key, Tree, jax.Array], tuple[Tree, jax.Array, jax.Array, jax.Array]]
+
+
+class State(NamedTuple):
+    """Everything that evolves in a run, in one pytree: what a checkpoint holds.
+
+    server: the method's;  clients: rows [N, ...];  wires: the up wires' rows, per phase and field, [N, ...];
+    participation: the sampler's;  key: the run's root key, constant.
+    """
+
+    server: Tree
+    clients: Tree
+    wires: Tree
+    participation: Tree
+    key: Key
+
+
+class Simulation(NamedTuple):
+    """A method lowered to a program. All functions are pure; `segment` donates the state it is given.
+
+    world: everything that does not evolve, an argument of every call, never a closure.
+    init: (world, key) -> State.
+    segment: (world, state, clock, rounds) -> (state, Record): `rounds` rounds in one device call, then one evaluation.
+    length: the most rounds one segment may have.
+    plan: what will run where, for people: devices, chunk, lanes, clients, parameters, bytes.
+    """
+
+    world: Tree
+    init: Callable[[Tree, Key], State]
+    segment: Callable[..., tuple[State, "Record"]]
+    length: int
+    plan: Mapping[str, Any]
+
+
+class Record(NamedTuple):
+    """What a segment reports.
+
+    rounds: {name: [R, ...]} per round, rows beyond the rounds asked for are zero: "loss" [R], "ids", "mask" and "finite" [R, S],
+        "bytes_up" and "bytes_down" [R, S] uint32, the method's own metrics [R].
+    evaluation: {name: scalar}, the models after the last round.
+    """
+
+    rounds: Mapping[str, jax.Array]
+    evaluation: Mapping[str, jax.Array]

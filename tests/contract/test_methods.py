@@ -1,0 +1,139 @@
+"""What holds for every registered method, on one small task and one program a method (two with --all).
+
+Batches are full, which compiles fast; clients are ragged all the same, since they are allowed one to three steps.
+"""
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine import tiny
+from engine.tiny import EMPTY, N, SLOTS, close, same
+from fedjax_lab import registry, spec
+from fedjax_lab.types import Method, Simulation
+
+IDS = np.stack([np.random.default_rng(t).permutation(np.delete(np.arange(N), EMPTY))[:SLOTS] for t in range(8)])
+MASK = np.stack([np.random.default_rng(t).random(SLOTS) < 0.7 for t in range(8)])
+AT = np.argmin(MASK, 1)  # an empty slot of each round
+WITH_EMPTY = np.where(np.arange(SLOTS) == AT[:, None], EMPTY, IDS)
+SEGMENTS = (2, 1)
+
+
+class Subject(NamedTuple):
+    name: str
+    factory: object
+    method: Method
+    sim: Simulation
+    traces: list
+
+
+@pytest.fixture(scope="module", params=list(registry.catalog("method")))
+def subject(request):
+    task, traces = tiny.counted(tiny.task())
+    method = registry.make(request.param, task, batch_size="full", epochs=3)
+    return Subject(request.param, registry.catalog()[request.param], method, tiny.build(method, the_task=task, devices=2, chunk=2), traces)
+
+
+def run(sim, ids=IDS, mask=MASK, segments=SEGMENTS, **more):
+    return tiny.run(sim, segments, script=(ids, mask, 1 + ids % 3), **more)
+
+
+def test_it_is_traced_once_and_its_state_keeps_its_shape(subject):
+    sim = subject.sim
+    first = jax.eval_shape(sim.init, sim.world, jax.random.key(0))
+    state, record = run(sim)
+    traces, programs = len(subject.traces), len(tiny.COMPILED)
+    again, _ = run(sim, segments=(2, 0, 1))
+    assert (len(subject.traces), len(tiny.COMPILED)) == (traces, programs)
+    same(state, again)  # deterministic, and segments may be cut anywhere
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), values._replace(key=())) for values in (first, state)]
+    assert kinds[0] == kinds[1]
+    assert bool(subject.method.info.stateful) == bool(jax.tree.leaves(state.clients))
+    start = subject.method.deploy(tiny.start(sim).server)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, subject.method.deploy(state.server))), strict=True))
+    assert np.isfinite([record.rounds["loss"][0], *record.evaluation.values()]).all()
+    assert record.rounds["finite"][0][record.rounds["mask"][0]].all()
+
+
+def test_the_order_of_the_cohort_changes_nothing(subject):
+    same(run(subject.sim), run(subject.sim, IDS[:, ::-1], MASK[:, ::-1]), but=("participation", "'ids'"))
+
+
+@pytest.mark.full
+def test_chunk_and_devices_change_nothing(subject):
+    other = tiny.build(subject.method, the_task=tiny.task())
+    close(run(subject.sim), run(other), rel=3e-6)  # steps of fixed length amplify rounding
+
+
+def test_empty_slots_and_clients_without_data_change_nothing(subject):
+    state, record = run(subject.sim)
+    x = np.array(subject.sim.world.population.train.examples["x"])
+    for client in set(range(N)) - set(IDS[:3][MASK[:3]]):
+        x[tiny.rows_of(client)] = np.nan
+    strangers = np.where(MASK, IDS, N - 1 - IDS)
+    other, other_record = run(subject.sim, strangers, world=tiny.with_train(subject.sim.world, x=x))
+    same(state.server, other.server)
+    same(state.clients, other.clients)
+    assert other_record.rounds["loss"][0] == record.rounds["loss"][0]
+    joined, joined_record = run(subject.sim, WITH_EMPTY, MASK | (np.arange(SLOTS) == AT[:, None]))
+    same(subject.method.deploy(joined.server), subject.method.deploy(state.server))
+    assert joined_record.rounds["mask"][0].sum() == MASK[2].sum() + 1
+
+
+def test_a_round_without_anybody_is_finite(subject):
+    state, record = run(subject.sim, mask=False)
+    for leaf in jax.tree.leaves((state.server, state.clients)):
+        assert not np.issubdtype(leaf.dtype, np.floating) or np.isfinite(leaf).all()
+    before = tiny.host(subject.sim.init(subject.sim.world, jax.random.key(0)))
+    same(before.clients, state.clients)
+    assert record.rounds["loss"][0] == 0
+
+
+def test_a_client_with_nan_is_named(subject):
+    x, bad = np.array(subject.sim.world.population.train.examples["x"]), IDS[0][MASK[0]][1]
+    x[tiny.rows_of(bad)] = np.nan
+    _, record = run(subject.sim, segments=(1,), world=tiny.with_train(subject.sim.world, x=x))
+    there = record.rounds["mask"][0]
+    assert record.rounds["ids"][0][there & ~record.rounds["finite"][0]].tolist() == [bad]
+
+
+def test_bytes_are_reported_both_ways(subject):
+    rounds = run(subject.sim)[1].rounds
+    for way in ("bytes_up", "bytes_down"):
+        assert rounds[way].dtype == np.uint32
+        np.testing.assert_array_equal(rounds[way][0] > 0, rounds["mask"][0])
+
+
+def test_the_state_vmaps_over_seeds_abstractly(subject):
+    sim = subject.sim
+    states = jax.eval_shape(jax.vmap(lambda seed: sim.init(sim.world, jax.random.key(seed))), jnp.arange(2))
+    out, _ = jax.eval_shape(jax.vmap(sim.segment, (None, 0, None, None)), sim.world, states, jnp.int32(0), jnp.int32(1))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), out) == jax.tree.map(lambda x: (x.shape, x.dtype), states)
+
+
+def test_its_options_are_documented_and_others_refused(subject):
+    options = spec.options(subject.factory)
+    assert {"lr", "epochs", "local_steps", "batch_size", "client_optimizer"} <= {o.name for o in options}
+    assert not [o.name for o in options if not o.help or o.required]
+    for call in (lambda: registry.make(subject.name, tiny.task(), nonsense=1), lambda: subject.factory(tiny.task(), nonsense=1)):
+        with pytest.raises(ValueError, match="nonsense") as error:
+            call()
+        assert all(o.name in str(error.value) for o in options) and "\n" not in str(error.value)
+
+
+def test_its_card_and_its_file_are_complete(subject):
+    info, module = subject.method.info, sys.modules[subject.factory.factory.__module__]
+    assert (info.name, info.kind) == (subject.name, "method") and info == subject.factory.info
+    assert len(info.paper) > 10 and 1950 < info.year < 2030 and info.summary.endswith(".")
+    assert module.__name__.split(".")[2] == info.family
+    assert all(word in module.__doc__ for word in ("Keeps", "Reduces", "Departs", "(1)")) and str(info.year) in module.__doc__
+    parts = {sys.modules[x.__module__] for x in vars(module).values() if getattr(x, "__module__", "").startswith("fedjax_lab.parts")}
+    lines = [line for m in (module, *parts) for line in inspect.getsource(m).split("\n")]
+    assert any("(1)" in line.partition("#")[2] for line in lines)  # equation numbers recur at the lines that implement them
+    assert inspect.getsource(module).count("\n") < 200

@@ -1,0 +1,51 @@
+"""What the cards' shared notation means: p_i over the sampled clients, and the momentum of a client optimizer."""
+from __future__ import annotations
+
+import numpy as np
+
+
+def shares(problem, cohort, weighting: str) -> np.ndarray:
+    """The weights of the cohort's clients, summing to one: by their examples, or all alike."""
+    raw = np.array([problem.size[turn.client] if weighting == "examples" else 1.0 for turn in cohort])
+    return raw / raw.sum()
+
+
+def momentum_of(client_optimizer: str) -> float:
+    """0 for "sgd", rho for "momentum:rho"."""
+    name, _, value = client_optimizer.partition(":")
+    assert name in ("sgd", "momentum"), client_optimizer
+    return float(value or 0.9) if name == "momentum" else 0.0
+
+
+def sgd(problem, x, batches, lr: float) -> np.ndarray:
+    """y <- y - lr * gradient, over the batches."""
+    y = x
+    for rows in batches:
+        y = y - lr * problem.gradient(y, rows)
+    return y
+
+
+def ascended(problem, y, rows, rho: float) -> np.ndarray:
+    """y + rho g / (|g| + 1e-7): where sharpness-aware methods take their gradient, with one norm over all parameters."""
+    g = problem.gradient(y, rows)
+    return y + rho * g / (np.linalg.norm(g) + 1e-7)
+
+
+def clipped(v: np.ndarray, norm: float) -> np.ndarray:
+    """v scaled down to this norm where it is longer."""
+    return v * min(1.0, norm / np.linalg.norm(v))
+
+
+def mean_steps(cohort, weights=None) -> float:
+    """The average K_i of a cohort."""
+    return np.average([len(turn.batches) for turn in cohort], weights=weights)
+
+
+def first_gradients(problem) -> list[np.ndarray]:
+    """Every client's gradient at x^0 on all of its examples."""
+    return [problem.gradient(problem.start, problem.rows(i)) for i in range(problem.clients)]
+
+
+def table(problem) -> list[np.ndarray]:
+    """A row of zeros per client."""
+    return [np.zeros_like(problem.start) for _ in range(problem.clients)]

@@ -1,0 +1,11 @@
+"""FedAdagrad: v <- v + u^2."""
+from __future__ import annotations
+
+from oracles import _fedopt
+
+
+def run(problem, turns, *, lr, server_lr=0.1, beta1=0.0, tau=1e-3, weighting="examples"):
+    def rule(v, u):
+        return v + u**2
+
+    return _fedopt.run(rule, problem, turns, lr=lr, server_lr=server_lr, beta1=beta1, tau=tau, weighting=weighting)

@@ -1,0 +1,155 @@
+"""Two tiny unbalanced problems that every oracle shares: a tanh classifier and a bowl with its gradient by hand.
+
+An oracle sees flat float64 vectors only: `start`, `gradient(y, rows)` and the like.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plan
+from jax.flatten_util import ravel_pytree
+
+from fedjax_lab.data import quadratic
+from fedjax_lab.types import Aux, Population, Stream, Task
+
+SIZES = np.array([3, 17, 1, 8, 12, 5, 10])
+COHORT = 4
+ROOT = 7
+FEATURES, HIDDEN, CLASSES, DIM = 5, 4, 3, 6
+
+
+class Problem(NamedTuple):
+    """What an oracle may ask.
+
+    start: [d] the first parameters, flat;  size: [N] examples per client;  gradient: (y [d], rows) -> [d], of the mean loss;
+    loss: (y, rows) -> float;  features: (y, rows) -> [B, F];  pullback: (y, rows, cotangent [B, F]) -> [d];
+    curvature: (y, rows, z [d]) -> [d], Hessian times z;  rows: (client) -> all of the client's rows.
+    """
+
+    task: Task
+    population: Population
+    start: np.ndarray
+    size: np.ndarray
+    gradient: Callable
+    loss: Callable
+    features: Callable | None
+    pullback: Callable | None
+    curvature: Callable
+
+    @property
+    def clients(self) -> int:
+        return len(self.size)
+
+    def rows(self, client: int) -> np.ndarray:
+        first = int(self.size[:client].sum())
+        return np.arange(first, first + self.size[client])
+
+
+def classifier_task() -> Task:
+    """x [B, 5] -> tanh [B, 4] -> logits [B, 3], with the cross entropy."""
+
+    def init(key):
+        a, b = jax.random.split(key)
+        return {"w1": 0.6 * jax.random.normal(a, (FEATURES, HIDDEN)), "b1": jnp.zeros(HIDDEN),
+                "w2": 0.6 * jax.random.normal(b, (HIDDEN, CLASSES)), "b2": jnp.zeros(CLASSES)}
+
+    def features(params, batch, key=None):
+        return jnp.tanh(batch["x"] @ params["w1"] + params["b1"])
+
+    def head(params, z):
+        return z @ params["w2"] + params["b2"]
+
+    def apply(params, batch, key=None):
+        return head(params, features(params, batch))
+
+    def metrics(outputs, batch):
+        logp = jax.nn.log_softmax(outputs)
+        nll = -jnp.take_along_axis(logp, batch["y"][:, None], 1)[:, 0]
+        return {"loss": nll, "accuracy": (outputs.argmax(1) == batch["y"]).astype(jnp.float32)}
+
+    def loss(params, batch, key):
+        nll, mask = metrics(apply(params, batch), batch)["loss"], batch["mask"]
+        return jnp.sum(jnp.where(mask, nll, 0)) / jnp.maximum(mask.sum(), 1), Aux()
+
+    return Task("tiny", init, apply, loss, metrics, features, head)
+
+
+def _population(examples: dict[str, np.ndarray], counts: np.ndarray) -> Population:
+    offset = np.concatenate([[0], np.cumsum(SIZES)[:-1]]).astype(np.int32)
+    stream = Stream(examples, offset, SIZES.astype(np.int32))
+    return Population(stream, stream, counts.astype(np.float32))
+
+
+@functools.cache
+def classifier() -> Problem:
+    """Label-skewed clients; gradients by jax.grad of the task's loss, one client's batch at a time, in float32."""
+    rng = np.random.default_rng(3)
+    m, n = int(SIZES.sum()), len(SIZES)
+    owner = np.repeat(np.arange(n), SIZES)
+    y = np.array([rng.choice(CLASSES, p=np.roll([0.7, 0.2, 0.1], i)) for i in owner], np.int32)
+    x = (rng.normal(size=(m, FEATURES)) + 1.2 * rng.normal(size=(CLASSES, FEATURES))[y]).astype(np.float32)
+    counts = np.stack([np.bincount(y[owner == i], minlength=CLASSES) for i in range(n)])
+    task = classifier_task()
+    first = plan.first_params(task, jax.random.key(ROOT))
+    flat, unravel = ravel_pytree(first)
+    width = int(SIZES.max())
+
+    def batch(rows):
+        at = np.resize(rows, width)
+        return {"x": x[at], "y": y[at], "mask": np.arange(width) < len(rows)}
+
+    def scalar(v, b):
+        return task.loss(unravel(v), b, None)[0]
+
+    def feature(v, b):
+        return task.features(unravel(v), b)
+
+    loss, grad, z = jax.jit(scalar), jax.jit(jax.grad(scalar)), jax.jit(feature)
+    pull = jax.jit(lambda v, b, c: jax.vjp(lambda u: feature(u, b), v)[1](c)[0])
+    hvp = jax.jit(lambda v, b, t: jax.jvp(lambda u: jax.grad(scalar)(u, b), (v,), (t,))[1])
+
+    def single(a):
+        return np.asarray(a, np.float32)
+
+    def double(a):
+        return np.asarray(a, np.float64)
+
+    def pullback(v, rows, cotangent):
+        padded = np.zeros((width, HIDDEN), np.float32)
+        padded[: len(rows)] = cotangent
+        return double(pull(single(v), batch(rows), padded))
+
+    return Problem(
+        task, _population({"x": x, "y": y}, counts), double(flat), SIZES,
+        gradient=lambda v, rows: double(grad(single(v), batch(rows))),
+        loss=lambda v, rows: float(loss(single(v), batch(rows))),
+        features=lambda v, rows: double(z(single(v), batch(rows)))[: len(rows)],
+        pullback=pullback,
+        curvature=lambda v, rows, t: double(hvp(single(v), batch(rows), single(t))),
+    )
+
+
+@functools.cache
+def bowl() -> Problem:
+    """f_i(x) = mean over its rows of 1/2 (x - o)^T diag(a) (x - o), with everything by hand in float64."""
+    rng = np.random.default_rng(4)
+    owner = np.repeat(np.arange(len(SIZES)), SIZES)
+    a = np.exp(rng.uniform(-1, 1, (len(owner), DIM))).astype(np.float32)
+    o = (rng.normal(size=(len(SIZES), DIM))[owner] + 0.3 * rng.normal(size=a.shape)).astype(np.float32)
+    task = quadratic.quadratic_task(DIM, start=0.5)
+    a_, o_ = a.astype(np.float64), o.astype(np.float64)
+    return Problem(
+        task, _population({"a": a, "o": o}, np.zeros((len(SIZES), 0))), np.full(DIM, 0.5), SIZES,
+        gradient=lambda v, rows: (a_[rows] * (v - o_[rows])).mean(0),
+        loss=lambda v, rows: float((0.5 * a_[rows] * (v - o_[rows]) ** 2).sum(1).mean()),
+        features=None, pullback=None,
+        curvature=lambda v, rows, t: a_[rows].mean(0) * t,
+    )
+
+
+PROBLEMS = {"classifier": classifier, "bowl": bowl}

@@ -1,0 +1,253 @@
+"""Every method equals a plain numpy loop that was written from its card alone, round by round.
+
+The oracles know nothing of the package: they see who takes part in which round, which rows each step reads, and a gradient.
+"""
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plan
+import problem as problems
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from fedjax_lab import registry
+from fedjax_lab.engine import mesh, sync
+from fedjax_lab.parts.cohorts.uniform import uniform
+from fedjax_lab.types import ClientData, View
+
+ROUNDS = 6
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}  # compiles four times faster, runs longer
+# The classifier has 2 to 10 steps a client, of reshuffled batches, the last of an epoch smaller, and one client with one example.
+# The bowl has full batches and stragglers: 2 to 5 steps, as the engine allows. With gaps, moreover, some of the drawn are not
+# heard, and in the fourth round nobody is.
+LOOP = {"classifier": {"lr": 0.1, "epochs": 2, "batch_size": 4}, "bowl": {"lr": 0.1, "epochs": 5, "batch_size": "full"}}
+LOOP["gaps"] = LOOP["bowl"]
+WORK = ("epochs", "local_steps", "batch_size")
+PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl}
+FAMILIES = ("optimization", "baselines")
+WITHOUT_ORACLE: dict[str, str] = {}  # method: why there is none
+
+ORACLES = {p.stem.replace("_", "-"): importlib.import_module(f"oracles.{p.stem}")
+           for p in sorted((pathlib.Path(__file__).parent / "oracles").glob("[a-z]*.py"))}
+METHODS = registry.catalog("method")
+
+# {slug: [(problem, options)]}: the defaults, and every option of a method turned somewhere
+SERVER = {"beta1": 0.5, "tau": 0.1, "server_lr": 0.5, "weighting": "uniform"}
+CASES = {
+    "fedavg": [("classifier", {}), ("bowl", {"server_lr": 0.7, "weighting": "uniform", "client_optimizer": "momentum:0.8"}),
+               ("gaps", {})],
+    "fedsgd": [("classifier", {"epochs": 1, "batch_size": "full"}),
+               ("bowl", {"epochs": 1, "server_lr": 0.5, "weighting": "uniform"})],
+    "fedavgft": [("bowl", {"server_lr": 0.7, "weighting": "uniform"})],
+    "fedavgm": [("classifier", {}), ("bowl", {"beta": 0.7, "nesterov": True, "server_lr": 0.5}),
+                ("bowl", {"form": "ema", "weighting": "uniform"})],
+    "fedadagrad": [("classifier", {}), ("bowl", SERVER)],
+    "fedyogi": [("classifier", {}), ("bowl", SERVER | {"beta2": 0.8})],
+    "fedadam": [("classifier", {}), ("bowl", SERVER | {"beta2": 0.8})],
+    "fedprox": [("classifier", {"mu": 0.5}), ("bowl", {"mu": 2.0, "weighting": "uniform"})],
+    "fednova": [("classifier", {}), ("bowl", {"client_optimizer": "momentum:0.7", "server_lr": 0.5}),
+                ("bowl", {"mu": 1.5, "tau": "steps", "weighting": "uniform"})],
+    "scaffold": [("classifier", {}), ("bowl", {"option": "I", "server_lr": 0.5}), ("gaps", {})],
+    "fedcm": [("classifier", {}), ("bowl", {"alpha": 0.5, "server_lr": 0.7, "weighting": "examples"})],
+    "fedavg-m": [("classifier", {}), ("bowl", {"beta": 0.5, "server_lr": 0.2, "start": "gradient", "weighting": "examples"})],
+    "scaffold-m": [("classifier", {}), ("bowl", {"beta": 0.5, "server_lr": 0.2, "start": "gradient"})],
+    "fedavg-m-vr": [("classifier", {}), ("bowl", {"beta": 0.5, "server_lr": 0.2, "start": "zero", "weighting": "examples"})],
+    "scaffold-m-vr": [("classifier", {}), ("bowl", {"beta": 0.5, "server_lr": 0.2, "start": "zero"})],
+    "fedvarp": [("classifier", {}), ("bowl", {"server_lr": 0.5})],
+    "fedstale": [("classifier", {}), ("bowl", {"beta": 0.8, "cutoff": 3, "server_lr": 0.5}),
+                 ("gaps", {"beta": 0.8, "q": (0.4, 0.7), "weighting": "uniform"}), ("gaps", {"empty": "skip"})],
+    "fedau": [("classifier", {}), ("bowl", {"cutoff": 2, "server_lr": 0.5}), ("gaps", {"weighting": "uniform"})],
+    "feddyn": [("classifier", {}), ("bowl", {"lam": 0.5, "clip": 0.5, "weighting": "examples"}),
+               ("bowl", {"evaluate": "average"})],
+    "fedspeed": [("classifier", {}), ("bowl", {"lam": 0.5, "alpha": 0.7, "rho": 0.3, "dual_mean": "sampled", "clip": 0.5})],
+    "fedsam": [("classifier", {}), ("bowl", {"rho": 0.3, "alpha": 0.3, "server_lr": 0.5, "weighting": "uniform"})],
+    "fedgamma": [("classifier", {}), ("bowl", {"rho": 0.3, "server_lr": 0.5})],
+    "fedsmoo": [("classifier", {}), ("bowl", {"rho": 0.3, "lam": 0.5, "clip": 0.5})],
+    "feddc": [("classifier", {}), ("bowl", {"alpha": 0.5})],
+    "slowmo": [("classifier", {}), ("bowl", {"beta": 0.4, "alpha": 0.6, "weighting": "examples"})],
+    "delta-sgd": [("classifier", {"eta0": 0.4, "gamma": 0.5}),  # so that both bounds on the step are met
+                  ("bowl", {"gamma": 1.0, "delta": 0.5, "theta0": 0.5, "weighting": "examples"})],
+    "moon": [("classifier", {}), ("classifier", {"mu": 5.0, "tau": 0.2, "weighting": "uniform"})],
+    "savic": [("classifier", {"alpha": 0.1}),  # the default's steps of up to 10 gradients amplify the rounding of float32
+              ("classifier", {"alpha": 0.1, "scaling": "local"}),
+              ("bowl", {"rule": "oasis", "beta": 0.5, "weighting": "examples"}), ("bowl", {"rule": "oasis", "scaling": "local"}),
+              ("bowl", {"rule": "rmsprop", "beta": 0.5, "floor": "add", "alpha": 0.1})],
+}
+BOTH = [(slug, *case) for slug in ORACLES if slug in METHODS for case in CASES[slug]]
+
+
+def participation(name: str, cohort: int = problems.COHORT):
+    drawn = uniform(len(problems.SIZES), cohort)
+    if name == "classifier":
+        return drawn
+
+    def draw(key, state, clock):
+        state, ids, mask, _ = drawn.draw(key, state, clock)
+        heard = ((ids + clock) % 3 > 0) & (clock != 3) if name == "gaps" else mask
+        return state, ids, mask & heard, 2 + (3 * ids + clock) % 4
+
+    return drawn._replace(draw=draw)
+
+
+@functools.cache
+def turns(name: str, cohort: int = problems.COHORT, phase: int = 0, **work):
+    """The plan of six rounds."""
+    given = {k: v for k, v in {**LOOP[name], **work}.items() if k in WORK}
+    people, work = PROBLEMS[name]().population, registry.training(lr=0.0, **given)
+    return plan.rounds(people, participation(name, cohort), work, jax.random.key(problems.ROOT), ROUNDS, phase)
+
+
+def oracle(slug: str, name: str, options: dict, cohort: int = problems.COHORT) -> list[np.ndarray]:
+    module, given = ORACLES[slug], {**LOOP[name], **options}
+    phase = module.phase(**options) if hasattr(module, "phase") else 0
+    plans = turns(name, cohort, phase, **{k: v for k, v in given.items() if k in WORK})
+    return module.run(PROBLEMS[name](), plans, **{k: v for k, v in given.items() if k not in WORK})
+
+
+def engine(slug: str, name: str, options: dict) -> list[np.ndarray]:
+    problem = PROBLEMS[name]()
+    method = registry.make(slug, problem.task, **{**LOOP[name], **options})
+    sim = sync.build(problem.task, method, problem.population, participation(name), mesh=mesh.make(1), chunk=2, length=1)
+    state, history = sim.init(sim.world, jax.random.key(problems.ROOT)), []
+    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
+    for clock in range(ROUNDS):
+        state, _ = segment(sim.world, state, jnp.int32(clock), jnp.int32(1))
+        history.append(np.array(ravel_pytree(method.deploy(state.server))[0], np.float64))
+    return history
+
+
+def close(actual, expected, **tolerance):
+    for t, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        np.testing.assert_allclose(a, b, err_msg=f"after round {t + 1}", **tolerance)
+
+
+@pytest.mark.parametrize("slug, name, options", BOTH, ids=str)
+def test_the_engine_equals_the_oracle(slug, name, options):
+    expected = oracle(slug, name, options)
+    moves = [np.abs(b - a).max() for a, b in itertools.pairwise([PROBLEMS[name]().start, *expected])]
+    assert np.sum(np.array(moves) > 1e-3) >= ROUNDS - (name == "gaps")
+    close(engine(slug, name, options), expected, rtol=5e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("slug", [slug for slug in ORACLES if slug in METHODS])
+def test_the_defaults_are_the_cards(slug):
+    offered = {name: p.default for name, p in inspect.signature(METHODS[slug]).parameters.items()}
+    known = {name: p.default for name, p in inspect.signature(ORACLES[slug].run).parameters.items() if p.default is not p.empty}
+    assert {name: offered.get(name) for name in known} == known
+
+
+@pytest.mark.parametrize("slug", [slug for slug in ORACLES if slug in METHODS])
+def test_every_option_is_turned_somewhere(slug):
+    own = set(inspect.signature(METHODS[slug]).parameters) - set(inspect.signature(registry.training).parameters) - {"task"}
+    at_evaluation = {"finetune_epochs", "finetune_rate", "tune"}  # of the personal model: below, and in its own test file
+    assert own - at_evaluation <= {option for _, options in CASES[slug] for option in options}
+
+
+def test_every_method_of_the_family_has_an_oracle():
+    ours = {name for name, factory in METHODS.items() if factory.info.family in FAMILIES}
+    assert ours - set(ORACLES) == set(WITHOUT_ORACLE)
+
+
+def test_the_oracles_know_nothing_of_the_package():
+    folder = pathlib.Path(__file__).parent / "oracles"
+    assert not [path.name for path in folder.glob("*.py") if "fedjax_lab" in path.read_text() or "jax" in path.read_text()]
+
+
+# the cards' exact checks, oracle against oracle: a wrong oracle would have to be wrong twice
+SAME, ALIKE = {"batch_size": "full", "epochs": 1}, {"weighting": "uniform"}
+REDUCTIONS = [
+    ("fedsgd", {}, "fedavg", {}, 4, SAME),
+    ("fedavgm", {"beta": 0.0}, "fedavg", {}, 4, {}),
+    ("fedprox", {"mu": 0.0}, "fedavg", {}, 4, {}),
+    ("fednova", {}, "fedavg", {}, 4, {"local_steps": 4}),
+    ("scaffold", {}, "fedavg", ALIKE, 7, {"local_steps": 1}),
+    ("fedcm", {"alpha": 1.0}, "fedavg", ALIKE, 4, {}),
+    ("fedavg-m", {"beta": 0.3, "server_lr": 0.4}, "fedcm", {"alpha": 0.3}, 4, {"local_steps": 4}),
+    ("scaffold-m", {"beta": 1.0, "server_lr": 0.4}, "scaffold", {}, 4, {"local_steps": 4}),
+    ("fedavg-m-vr", {"beta": 1.0, "server_lr": 0.4}, "fedavg", ALIKE, 4, {"local_steps": 4}),
+    ("fedvarp", {}, "fedavg", ALIKE, 7, {}),
+    ("fedstale", {"beta": 0.0, "q": (4 / 7,), **ALIKE}, "fedavg", ALIKE, 4, {}),
+    ("fedstale", {"beta": 1.0, "q": (4 / 7,), **ALIKE}, "fedvarp", {}, 4, {}),
+    ("fedstale", {"beta": 0.7, "q": (1.0,)}, "fedavg", {}, 7, {}),
+    ("fedstale", {"beta": 0.0}, "fedau", {"cutoff": 0}, 4, {}),
+    ("feddyn", {"lam": 0.3}, "fedspeed", {"lam": 0.3, "rho": 0.0}, 4, {}),
+    ("feddyn", {"lam": 0.3}, "fedspeed", {"lam": 0.3, "alpha": 0.0}, 4, {}),
+    ("fedsam", {"rho": 0.0}, "fedavg", {}, 4, {}),
+    ("fedgamma", {"rho": 0.0}, "scaffold", {}, 4, {}),
+    ("slowmo", {"beta": 0.0}, "fedavg", ALIKE, 4, {}),
+    ("moon", {"mu": 0.0}, "fedavg", {}, 4, {}),
+]
+
+
+@pytest.mark.parametrize("slug, options, other, others, cohort, work", REDUCTIONS, ids=str)
+def test_the_oracles_reduce_as_the_cards_say(slug, options, other, others, cohort, work):
+    actual, expected = (oracle(n, "classifier", o | work, cohort) for n, o in ((slug, options), (other, others)))
+    close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_periodic_participation_is_estimated_exactly():
+    estimate = ORACLES["fedstale"].Intervals(cutoff=50)
+    for t in range(12):
+        estimate.observe(t % 3 == 2)
+        assert estimate.mean == (3 if t >= 2 else 1)
+
+
+def test_the_contrastive_slope_is_the_derivative():
+    moon, rng, tau = ORACLES["moon"], np.random.default_rng(0), 0.5
+    z, z_g, z_p, d = rng.normal(size=(4, 3, 5))
+
+    def value(z):
+        s_g, s_p = moon.cosine(z, z_g)[0], moon.cosine(z, z_p)[0]
+        return np.mean(np.logaddexp(s_g / tau, s_p / tau) - s_g / tau)
+
+    assert (value(z + 1e-6 * d) - value(z - 1e-6 * d)) / 2e-6 == pytest.approx((moon.slope(z, z_g, z_p, tau) * d).sum(), rel=1e-6)
+    assert not moon.slope(z, z_g, z_g, tau).any()
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_fine_tuning_is_sgd_on_ones_own_data(rate):
+    problem = problems.bowl()
+    method = registry.make("fedavgft", problem.task, lr=0.1, batch_size="full", finetune_epochs=3, finetune_rate=rate)
+    for client in range(problem.clients):
+        view = View(problem.population.train, jnp.int32(client), int(problems.SIZES.max()))
+        data = ClientData(jnp.int32(client), jnp.int32(0), view, view, jnp.zeros(0), jnp.int32(99))
+        own = method.personal(jax.random.key(0), {"x": jnp.asarray(problem.start, jnp.float32)}, (), data)
+        expected = ORACLES["fedavgft"].personal(problem, problem.start, client, lr=0.1 * rate, epochs=3)
+        np.testing.assert_allclose(own["x"], expected, rtol=2e-5, atol=1e-6)
+
+
+def test_the_plan_covers_the_ragged_and_the_partial():
+    for name in problems.PROBLEMS:
+        cohorts = [[turn.client for turn in cohort] for cohort in turns(name)]
+        assert all(len(set(c)) == problems.COHORT for c in cohorts)
+        assert set(np.concatenate(cohorts)) == set(range(len(problems.SIZES)))
+        assert any(len({len(turn.batches) for turn in cohort}) > 2 for cohort in turns(name))
+    for turn in itertools.chain.from_iterable(turns("classifier")):
+        rows = np.sort(np.concatenate(turn.batches))
+        np.testing.assert_array_equal(rows, np.repeat(problems.classifier().rows(turn.client), 2))  # each example once an epoch
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_the_gradient_of_a_batch_is_the_mean_over_its_examples(name):
+    problem, rng = PROBLEMS[name](), np.random.default_rng(0)
+    y, z = problem.start + 0.1 * rng.normal(size=problem.start.shape), rng.normal(size=problem.start.shape)
+    for client in range(problem.clients):
+        rows = problem.rows(client)
+        for value in (problem.loss, problem.gradient, lambda v, r: problem.curvature(v, r, z)):
+            np.testing.assert_allclose(value(y, rows), np.mean([value(y, r) for r in rows[:, None]], 0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_by_hand_is_that_of_the_task():
+    problem = problems.bowl()
+    batch = {**problem.population.train.examples, "mask": np.ones(problems.SIZES.sum(), bool)}
+    x = np.linspace(-1, 1, problems.DIM)
+    by_task = jax.grad(lambda p: problem.task.loss(p, batch, jax.random.key(0))[0])({"x": jnp.asarray(x, jnp.float32)})["x"]
+    np.testing.assert_allclose(problem.gradient(x, np.arange(problems.SIZES.sum())), by_task, rtol=1e-5, atol=1e-6)
