@@ -112,14 +112,14 @@ def summary(run: Run, folder: object) -> None:
 def catalog() -> None:
     """Tasks, partitions and methods, with their options."""
     from fedjax_lab import models, registry
-    from fedjax_lab.data import partition, sources
+    from fedjax_lab.data import scenario, sources
 
     print("tasks: SOURCE_MODEL[:arg=value,...]")
     print("  sources  ", ", ".join(sources.SOURCES), "and any tensorflow-datasets folder by name (mnist, cifar10, ...)")
     print("  models   ", ", ".join(models.MODELS))
-    print("partitions: NAME[:VALUE][,arg=value...]")
-    for name, factory in partition.PARTITIONS.items():
-        print(f"  {name:<18} {options(factory)}")
+    print("partitions: NAME[:VALUE][,arg=value...], selections and shifts joined to it by '+'")
+    for name, factory in scenario.ITEMS.items():
+        print(f"  {name:<18} {options(factory) if factory else ''}")
     print("methods: --method=NAME --set key=value")
     shared = {o.name for o in spec.options(registry.training)}
     print(f"  {'(all)':<18} {options(registry.training)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import screen
 from fedjax_lab import config as configs
@@ -87,6 +87,7 @@ def _train(config: configs.Config) -> int:
 def entry() -> None:
     """Parses the flags and runs; a wrong flag is one line and exit status 2."""
     define()
+    logging.set_verbosity(logging.WARNING)  # orbax and JAX report every step of theirs
     app.run(main, flags_parser=screen.parse_flags)
 
 

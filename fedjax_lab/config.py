@@ -26,9 +26,9 @@ class Config:
     partition_file: str | None = _field(None, "an .npz whose `idx` [clients, n] names the examples of each client, padded with -1; instead of --partition")
     clients: Count | None = _field(None, "number of clients; by default 100, or all natural ones")
     cohort: Count = _field(10, "clients in a round")
-    rounds: Count = _field(60, "rounds to train")
+    rounds: Count = _field(400, "rounds to train")
     target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")
-    eval_every: Count = _field(10, "rounds between two evaluations; they run in one device call")
+    eval_every: Count = _field(20, "rounds between two evaluations; they run in one device call")
     eval_clients: Count | None = _field(None, "how many clients the per-client evaluation looks at; all by default")
     client_test: Annotated[float, Range(0, 1, "both")] | None = _field(
         None, "hold out this share of each client's own examples as its test set; by default test sets are drawn from the central test set"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab import config as configs
-from fedjax_lab import keys, platform, registry, tasks
+from fedjax_lab import platform, registry, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.types import Method, Population, Simulation, State, Task, Tree
 
@@ -55,22 +55,25 @@ class Run(NamedTuple):
     compile_seconds: float
 
 
-def train(config: Config | None = None, *, task: Task | None = None, population: Population | None = None, method: Method | None = None,
-          report: Callable[[Prepared, dict[str, float]], None] | None = None, **settings: Any) -> Run:
+def train(config: Config | None = None, *, task: str | Task | None = None, method: str | Method | None = None,
+          population: Population | None = None, report: Callable[[Prepared, dict[str, float]], None] | None = None, **settings: Any) -> Run:
     """Trains a federated model.
 
     Args:
       config: the whole configuration, or else
-      settings: fields of Config by name, for example method="fedavg", rounds=20, options={"lr": 0.05}.
-      task, population, method: one's own, instead of those that the configuration names.
+      settings: fields of Config by name, for example rounds=20, options={"lr": 0.05}.
+      task, method: by name, or one's own record.
+      population: one's own clients, instead of those that task and partition make.
       report: called with the prepared run and each evaluation's row, the one before the first round included.
 
     Raises:
       ValueError: a setting is not valid; the line names it, its value and the valid ones.
       Diverged: a loss or an upload became NaN or infinite; rows reported before are kept by whoever received them.
     """
-    config = configs.make(settings) if config is None else config
-    return follow(prepare(config, task=task, population=population, method=method), report)
+    own_task, own_method = (None if isinstance(x, str) else x for x in (task, method))
+    named = {"task": task if own_task is None else own_task.name, "method": method if own_method is None else own_method.info.name}
+    config = configs.make({**named, **settings}) if config is None else config
+    return follow(prepare(config, task=own_task, population=population, method=own_method), report)
 
 
 def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], None] | None = None) -> Run:
@@ -107,40 +110,32 @@ def prepare(config: Config, *, task: Task | None = None, population: Population 
 
 
 def _data(config: Config, population: Population | None, task: Task | None) -> tuple[Population, Task]:
-    from fedjax_lab.data import partition
-    from fedjax_lab.data import population as populations
+    from fedjax_lab.data import scenario
 
-    source, named = tasks.load(config.task, config.data_dir, config.cache_dir)
-    task = named if task is None else task
-    if population is not None:
-        return population, task
-    key = jax.random.key(config.data_seed)
-    text = config.partition or ("natural" if source.keys else "dirichlet:0.3" if source.classes else "iid")
-    if config.partition_file is not None:
-        owned = partition.given(_index(config.partition_file), source.examples)._replace(name=f"file:{config.partition_file}")
-    else:
+    source, model = tasks.load(config.task, config.data_dir, config.cache_dir)
+    if population is None:
+        text = config.partition or default_partition(source)
         clients = config.clients or (None if text.startswith("natural") else 100)
-        owned = partition.make(text, source, key=keys.purpose(key, "partition"), clients=clients)
-    return populations.build(source, owned, key=keys.purpose(key, "client_test"), client_test=config.client_test), task
+        population = scenario.build(
+            "" if config.partition_file else text, source, key=jax.random.key(config.data_seed), clients=clients,
+            client_test=config.client_test, partition_file=config.partition_file,
+        )
+    return population, model(population.train.examples) if task is None else task
 
 
-def _index(path: str) -> np.ndarray:
-    try:
-        with np.load(path) as file:
-            return file["idx"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"--partition_file={path}: expected an .npz with an integer array 'idx' [clients, n]; {error}") from None
+def default_partition(source: Any) -> str:
+    """Natural clients where the source has them, else Dirichlet(0.3) over the classes, else at random."""
+    return "natural" if source.keys else "dirichlet:0.3" if source.classes else "iid"
 
 
 def default_chunk(task: Task, mesh, cohort: int) -> int:
     """Clients side by side: on a CPU few, since one client's products already fill a core; elsewhere as many as a memory share allows."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return 1
     from fedjax_lab import tree
 
     size = tree.nbytes(jax.eval_shape(task.init, jax.random.key(0)))
-    share = -(-cohort // mesh.size)
-    if mesh.devices.flat[0].platform == "cpu":
-        return 1
-    return int(max(1, min(share, 2**31 // max(4 * size, 1))))
+    return int(max(1, min(-(-cohort // mesh.size), 2**31 // max(4 * size, 1))))
 
 
 def rounds(prepared: Prepared) -> Iterator[tuple[State, dict[str, float]]]:

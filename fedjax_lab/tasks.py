@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from fedjax_lab import spec
 from fedjax_lab.types import Task
 
 
-def load(text: str, data_dir: str | None = None, cache_dir: str | None = None) -> tuple[Any, Task]:
-    """The source and the task that a text names, SOURCE_MODEL[:arg=value,...].
+def load(text: str, data_dir: str | None = None, cache_dir: str | None = None) -> tuple[Any, Callable[[Mapping], Task]]:
+    """The source that a text names, SOURCE_MODEL[:arg=value,...], and what makes the task from examples of the population.
 
     Raises:
       ValueError: no such source or model, or an option that neither has.
@@ -24,7 +24,7 @@ def load(text: str, data_dir: str | None = None, cache_dir: str | None = None) -
     name, model, options = split(text)
     mine = of_model(name, options)
     source = sources.load(spelled(name, {k: v for k, v in options.items() if k not in mine}), data_dir, cache_dir)
-    return source, build(text, model, {k: v[:1] for k, v in source.train.items()}, source.classes, mine)
+    return source, lambda examples: build(text, model, {k: v[:1] for k, v in examples.items()}, source.classes, mine, source.manifest)
 
 
 def of_model(source: str, options: Mapping[str, str]) -> dict[str, str]:
@@ -35,20 +35,38 @@ def of_model(source: str, options: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in options.items() if factory is None or k not in inspect.signature(factory).parameters}
 
 
-def build(text: str, model: str, example: Mapping[str, np.ndarray], classes: int, options: Mapping[str, str]) -> Task:
-    """The task of a model for examples like this one."""
+def build(text: str, model: str, example: Mapping[str, np.ndarray], classes: int, options: Mapping[str, str], facts: Mapping[str, Any]) -> Task:
+    """The task of a model for examples like this one.
+
+    Args:
+      text: the task's name.
+      model: a key of models.MODELS, or "quadratic".
+      example: a batch of any size, for the shapes.
+      classes: C, or 0.
+      options: of the model, as text.
+      facts: the source's manifest: "users" and "items" of ratings, "tokens" of texts.
+    """
     from fedjax_lab import models
     from fedjax_lab.data import quadratic
 
     if model == "quadratic":
         return spec.build("model", spelled(model, options), {"quadratic": quadratic.quadratic_task}, example["a"].shape[-1])
-    fields = _options(models.MODELS[model](tuple(example["x"].shape[1:]), classes or 1))
+    known = _known(model, example, facts)
+    fields = _options(models.MODELS[model](tuple(example["x"].shape[1:]), classes or 1, **known))
     unknown = set(options) - set(fields)
     if unknown:
         raise ValueError(f"'{text}' has no option '{min(unknown)}'; options of the model: {spec.nearest(min(unknown), fields)}")
     typed = {k: spec.convert(fields[k], v, f"option '{k}' of '{text}'") for k, v in options.items()}
-    example = {**example, "mask": np.ones(1, bool)}
-    return models.build(model, example, classes or 1, title=text, **typed)
+    return models.build(model, {**example, "mask": np.ones(1, bool)}, classes or 1, title=text, **{**known, **typed})
+
+
+def _known(model: str, example: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, int]:
+    """The model's sizes that the source knows."""
+    if model == "mf":
+        if "users" not in facts:
+            raise ValueError("model 'mf' needs ratings; choose the source ml_latest_small")
+        return {k: facts[k] for k in ("users", "items")}
+    return {"vocabulary": facts["tokens"]} if model == "transformer" and "tokens" in facts and example["y"].ndim == 1 else {}
 
 
 def _options(module: Any) -> dict[str, Any]:

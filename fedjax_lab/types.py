@@ -266,7 +266,7 @@ class Method(NamedTuple):
     steps: Callable[[jax.Array], jax.Array] = lambda size: size
     deploy: Callable[[Tree], Tree] = lambda server: server
     personal: Callable[..., Tree] | None = None
-    info: Info | None = None
+    info: Info = Info("own", "method", "own", "", 0, "")
 
     @property
     def exchanges(self) -> tuple[Phase, ...]:

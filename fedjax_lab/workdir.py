@@ -34,6 +34,7 @@ class WorkDir:
         shapes = {k: [str(v.dtype), *v.shape[1:]] for k, v in example.items()}
         record = {
             "config": dataclasses.asdict(config), "example": shapes, "classes": int(prepared.population.counts.shape[1]),
+            "facts": {k: v for k, v in prepared.population.manifest.items() if k in ("users", "items", "tokens")},
             "plan": dict(prepared.simulation.plan), "versions": versions(), "command": sys.argv,
         }
         self._write("config.json", json.dumps(record, indent=2, default=str) + "\n")
@@ -120,7 +121,7 @@ def _task(record: Mapping[str, Any]):
     text = record["config"]["task"]
     source, model, options = tasks.split(text)
     example = {k: np.zeros((1, *shape), dtype) for k, (dtype, *shape) in record["example"].items()}
-    return tasks.build(text, model, example, record["classes"], tasks.of_model(source, options))
+    return tasks.build(text, model, example, record["classes"], tasks.of_model(source, options), record["facts"])
 
 
 def _plain(value: Any) -> Any:

@@ -77,5 +77,8 @@ def _travel(plan: Batches, work: Work, mu) -> jax.Array:
 
 def _linear(optimizer: optax.GradientTransformation) -> bool:
     """Whether all that the optimizer remembers is momentum."""
-    is_trace = lambda s: isinstance(s, optax.TraceState)  # noqa: E731
-    return all(map(is_trace, jax.tree.leaves(optimizer.init(jnp.zeros(())), is_leaf=is_trace)))
+
+    def momentum(state):
+        return isinstance(state, optax.TraceState)
+
+    return all(map(momentum, jax.tree.leaves(optimizer.init(jnp.zeros(())), is_leaf=momentum)))

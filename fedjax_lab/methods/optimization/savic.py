@@ -14,10 +14,10 @@ Mathematical Surveys 2024.
 
 Keeps: D^ >= alpha; D changes when the clients are synchronized and never between.
 Reduces to: Local SGD (FedAvg, uniform) with lr / alpha for a very large alpha.
-Departs: (1) takes all examples in place of a batch. t counts the renewals of a
-client's own D. D_0, which the paper leaves open, is 0 for adam (whose b_0 = 0 makes D_1 = |H|) and
-rmsprop, and the first H for oasis. Global scaling takes an exchange of its own, in which H goes up before D comes down; local momentum
-is the client_optimizer's. Clients may be sampled, where the paper has them all.
+Departs: (1) takes all examples in place of a batch. t counts the renewals of that D, so that a client's own starts when it first takes
+part. D_0, which the paper leaves open, is 0 for adam (whose b_0 = 0 makes D_1 = |H|) and rmsprop, and the first H for oasis. Global
+scaling takes an exchange of its own, in which H goes up before D comes down; local momentum is the client_optimizer's. Clients may be
+sampled, where the paper has them all.
 """
 from __future__ import annotations
 

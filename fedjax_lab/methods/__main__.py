@@ -1,0 +1,45 @@
+"""The registry on the terminal: python -m fedjax_lab.methods [--json]"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_lab import registry, spec
+
+COLUMNS = ("name", "kind", "family", "year", "summary", "paper")
+
+
+def card(factory: Callable) -> dict[str, Any]:
+    """What is registered about one factory, and its options, ready for JSON."""
+    info = factory.info
+    chosen = {k: getattr(info, k) for k in ("name", "kind", "family", "paper", "year", "summary")}
+    return {**chosen, "options": [{k: getattr(o, k) for k in ("name", "type", "default", "help")} for o in spec.options(factory)]}
+
+
+def table(cards: list[dict[str, Any]]) -> str:
+    """One line per card under a line of headings; the paper comes last."""
+    rows = [COLUMNS, *(tuple(str(c[k]) for k in COLUMNS) for c in cards)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the registry; 0 when done, 2 for an argument that is not valid."""
+    parser = argparse.ArgumentParser(prog="python -m fedjax_lab.methods", description="Every method and part of the library.", allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="a list of objects with the options of each")
+    arguments = sys.argv[1:] if argv is None else argv
+    unknown = [a for a in arguments if a not in ("--json", "-h", "--help")]
+    if unknown:
+        print(f"error: unexpected argument '{unknown[0]}'; valid: --json, --help", file=sys.stderr)
+        return 2
+    as_json = parser.parse_args(arguments).json
+    cards = [card(factory) for factory in registry.catalog().values()]
+    print(json.dumps(cards, indent=2) if as_json else table(cards))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
