@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import screen
 from fedjax_lab import config as configs
@@ -96,18 +96,17 @@ def configure(name: str) -> configs.Config:
         _check_npz(name)
         task = f"npz_{w.model}:path={FLAGS.npz}"
     options = {"lr": 0.1, "epochs": 1, "batch_size": w.batch_size}
-    return configs.make({**given, "method": "fedavg", "options": options, "task": task, "partition": w.partition, "clients": w.clients,
-                         "cohort": w.cohort, "eval_clients": 1})
+    owners = {} if FLAGS.partition_file is not None else {"partition": w.partition, "clients": w.clients}
+    return configs.make({**given, **owners, "method": "fedavg", "options": options, "task": task, "cohort": w.cohort, "eval_clients": 1})
 
 
 def _check_npz(name: str) -> None:
-    valid = "expected an .npz file with x_train, y_train, x_test, y_test"
     if WORKLOADS[name].source != "mnist":
         raise ValueError(f"--npz={FLAGS.npz}: workload {name} has its own data; valid with w1, w2, w3, w4")
     if FLAGS.data_dir is not None:
         raise ValueError(f"--npz={FLAGS.npz}: --data_dir is given too; choose one of them")
-    if not os.path.isfile(FLAGS.npz) or "," in FLAGS.npz:
-        raise ValueError(f"--npz={FLAGS.npz}: no such file, or a comma in its name; {valid}")
+    if not zipfile.is_zipfile(FLAGS.npz) or "," in FLAGS.npz:
+        raise ValueError(f"--npz={FLAGS.npz}: not there, no .npz, or a comma in its name; expected an .npz with x_train, y_train, x_test, y_test")
 
 
 def measure(prepared: run.Prepared, warmup: int) -> dict[str, Any]:
@@ -196,7 +195,7 @@ def main(argv: list[str]) -> int:
         warmup = spec.convert(Annotated[int, spec.Range(0)], FLAGS.warmup, "--warmup")
         prepared = [configure(name) for name in names]
         if len(names) > 1:
-            return max(subprocess.run(command(name)).returncode for name in names)
+            return max(subprocess.run(command(name), check=False).returncode for name in names)
         result = measure(run.prepare(prepared[0]), warmup)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -214,6 +213,7 @@ def command(name: str) -> list[str]:
 def entry() -> None:
     """Parses the flags and runs; a wrong flag is one line and exit status 2."""
     define()
+    logging.set_verbosity(logging.WARNING)  # JAX reports every step of its own
     app.run(main, flags_parser=screen.parse_flags)
 
 

@@ -15,9 +15,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a wrong flag as one line and exit status 2."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except flags.UnrecognizedFlagError as error:
+        print(f"error: unknown flag --{error.flagname}; valid: {spec.nearest(error.flagname, own_flags())}", file=sys.stderr)
+        sys.exit(2)
+    except (flags.Error, ValueError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
+
+
+def own_flags() -> list[str]:
+    """The flags of this program, without those of the libraries it uses."""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    return sorted(flag.name for module, found in modules if not module.startswith("absl") for flag in found)
 
 
 def size(number: float) -> str:
@@ -116,7 +125,7 @@ def catalog() -> None:
 
     print("tasks: SOURCE_MODEL[:arg=value,...]")
     print("  sources  ", ", ".join(sources.SOURCES), "and any tensorflow-datasets folder by name (mnist, cifar10, ...)")
-    print("  models   ", ", ".join(models.MODELS))
+    print("  models   ", ", ".join([*models.MODELS, "quadratic"]))
     print("partitions: NAME[:VALUE][,arg=value...], selections and shifts joined to it by '+'")
     for name, factory in scenario.ITEMS.items():
         print(f"  {name:<18} {options(factory) if factory else ''}")

@@ -19,10 +19,10 @@ FLAGS = flags.FLAGS
 def define() -> None:
     """One flag per field of Config, and what only the command line has."""
     for field in configs.fields():
-        flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})")
-    flags.DEFINE_multi_string("set", [], "option of the method as key=value, repeatable; --list prints the options of --method")
-    flags.DEFINE_string("workdir", None, "folder for this run's files, new or empty (default: runs/<method>-<task>-<time>)")
-    flags.DEFINE_bool("list", False, "print tasks, partitions and methods with their options, and exit")
+        flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=FLAGS)
+    flags.DEFINE_multi_string("set", [], "option of the method as key=value, repeatable; --list prints the options of --method", flag_values=FLAGS)
+    flags.DEFINE_string("workdir", None, "folder for this run's files, new or empty (default: runs/<method>-<task>-<time>)", flag_values=FLAGS)
+    flags.DEFINE_bool("list", False, "print tasks, partitions and methods with their options, and exit", flag_values=FLAGS)
 
 
 def read() -> configs.Config:

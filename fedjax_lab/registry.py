@@ -19,6 +19,9 @@ from fedjax_lab import spec
 from fedjax_lab.local import Work
 from fedjax_lab.types import Info, Method
 
+KINDS = ("method", "wire", "aggregator", "attack", "privacy", "model", "audit")
+"""The kinds of systems; a factory of another kind ("server") is a piece of one and is not listed as a system."""
+
 _FACTORIES: dict[str, Callable] = {}
 
 
@@ -165,6 +168,11 @@ def catalog(kind: str | None = None) -> dict[str, Callable]:
     return {name: f for name, f in sorted(_FACTORIES.items()) if kind in (None, f.info.kind)}
 
 
+def systems() -> dict[str, Callable]:
+    """What is a published system of its own, by name."""
+    return {name: f for name, f in catalog().items() if f.info.kind in KINDS}
+
+
 def make(name: str, task: Any, **options: Any) -> Method:
     """The named method for a task, with its options typed and checked.
 
@@ -175,4 +183,4 @@ def make(name: str, task: Any, **options: Any) -> Method:
     return factory(task, **spec.bind(factory, (), options, name=name))
 
 
-__all__ = ["CLIENT_OPTIMIZERS", "catalog", "client_optimizer_of", "make", "method", "part", "training"]
+__all__ = ["CLIENT_OPTIMIZERS", "KINDS", "catalog", "client_optimizer_of", "make", "method", "part", "systems", "training"]

@@ -5,7 +5,9 @@
 """
 from __future__ import annotations
 
+import io
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab import config as configs
-from fedjax_lab import platform, registry, tasks
+from fedjax_lab import platform, registry, spec, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.types import Method, Population, Simulation, State, Task, Tree
 
@@ -114,13 +116,26 @@ def _data(config: Config, population: Population | None, task: Task | None) -> t
 
     source, model = tasks.load(config.task, config.data_dir, config.cache_dir)
     if population is None:
-        text = config.partition or default_partition(source)
-        clients = config.clients or (None if text.startswith("natural") else 100)
+        text = config.partition or ("" if config.partition_file else default_partition(source))
+        natural = any(spec.parse(item)[0] == "natural" for item in spec.chain(text))
         population = scenario.build(
-            "" if config.partition_file else text, source, key=jax.random.key(config.data_seed), clients=clients,
-            client_test=config.client_test, partition_file=config.partition_file,
+            text, source, key=jax.random.key(config.data_seed), clients=config.clients or (None if natural else 100),
+            client_test=config.client_test, partition_file=_checked(config.partition_file),
         )
+        if config.clients not in (None, population.clients):
+            raise ValueError(f"--clients={config.clients}: the partition makes {population.clients} clients; leave --clients out")
     return population, model(population.train.examples) if task is None else task
+
+
+def _checked(path: str | None) -> str | None:
+    """The partition file, if it is one that numpy can read."""
+    from etils import epath
+
+    if path is not None and epath.Path(path).expanduser().exists():
+        file = epath.Path(path).expanduser()
+        if file.is_dir() or not zipfile.is_zipfile(io.BytesIO(file.read_bytes())):
+            raise ValueError(f"--partition_file={path}: is no .npz file; expected one whose `idx` is an integer array [clients, n], padded with -1")
+    return path
 
 
 def default_partition(source: Any) -> str:

@@ -1,4 +1,5 @@
 """The keyed permutation and the derivation of keys: everything here is exact or a chi-square test at 1e-6."""
+
 from __future__ import annotations
 
 import itertools
@@ -28,8 +29,6 @@ def draws(n, width):
 
 def images(seed, n, positions):
     return np.asarray(permute(jax.random.key(seed), jnp.asarray(np.resize(positions, WIDTH), jnp.int32), n))[: len(positions)]
-
-
 
 
 def passes(observed, probability):
@@ -100,7 +99,9 @@ def test_positions_outside_stay_in_range():
 def test_keys_differ_by_purpose_round_and_client():
     rounds = [keys.for_round(ROOT, r) for r in range(3)]
     clients = [keys.for_client(key, c) for key in rounds for c in range(3)]
-    named = [keys.purpose(key, name) for key in (ROOT, *rounds, *clients) for name in ("cohort", "serve0", "order", "up", "local")]
+    named = [
+        keys.purpose(key, name) for key in (ROOT, *rounds, *clients) for name in ("cohort", "serve0", "order", "up", "local")
+    ]
     data = [tuple(map(int, jax.random.key_data(key))) for key in (ROOT, *rounds, *clients, *named)]
     assert len(set(data)) == len(data)
 

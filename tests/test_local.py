@@ -1,4 +1,5 @@
 """One client's training: the order of its batches, the masked loop, and what may not depend on the padding."""
+
 from __future__ import annotations
 
 import functools
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from engine import tiny
 from jax.sharding import PartitionSpec as P
 
-from engine import tiny
 from fedjax_lab import local
 from fedjax_lab.engine import mesh
 from fedjax_lab.types import Aux, ClientData, Stream, Task, View
@@ -22,7 +23,11 @@ OFFSET = (np.cumsum(SIZE) - SIZE).astype(np.int32)
 
 def stream():
     rows = np.arange(SIZE.sum())
-    return Stream({"row": jnp.asarray(rows), "x": jnp.asarray(np.random.default_rng(0).normal(size=(len(rows), 3)), jnp.float32)}, OFFSET, SIZE)
+    return Stream(
+        {"row": jnp.asarray(rows), "x": jnp.asarray(np.random.default_rng(0).normal(size=(len(rows), 3)), jnp.float32)},
+        OFFSET,
+        SIZE,
+    )
 
 
 def client(i, allowance=tiny.FREE, capacity=40):
@@ -149,8 +154,10 @@ def test_training_does_not_depend_on_the_capacity():
 
 def count(steps):
     """Folds 1 + 10 t over the steps of a client, and how often the body ran."""
+
     def body(t, key, batch, carry):
         return carry + 1 + 10 * t
+
     return local.loop(local.Batches(steps, lambda t: {}, KEY), jnp.int32(0), body)
 
 
@@ -167,7 +174,10 @@ def test_the_loop_is_the_identity_beyond_a_clients_own_steps():
 
 def test_nan_beyond_a_clients_own_steps_is_dropped():
     def run(steps):
-        return local.loop(local.Batches(steps, lambda t: {}, KEY), jnp.float32(1), lambda t, key, batch, y: jnp.where(t < 2, y, jnp.nan))
+        return local.loop(
+            local.Batches(steps, lambda t: {}, KEY), jnp.float32(1), lambda t, key, batch, y: jnp.where(t < 2, y, jnp.nan)
+        )
+
     np.testing.assert_array_equal(jax.vmap(run)(jnp.array([2, 1, 5])), [1, 1, np.nan])
 
 

@@ -1,4 +1,5 @@
 """The weighted mean, the total and the identity wire against numpy."""
+
 from __future__ import annotations
 
 import jax

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,14 @@ COLUMNS = ("name", "kind", "family", "year", "summary", "paper")
 
 def card(factory: Callable) -> dict[str, Any]:
     """What is registered about one factory, and its options, ready for JSON."""
-    info = factory.info
-    chosen = {k: getattr(info, k) for k in ("name", "kind", "family", "paper", "year", "summary")}
-    return {**chosen, "options": [{k: getattr(o, k) for k in ("name", "type", "default", "help")} for o in spec.options(factory)]}
+    info = {k: getattr(factory.info, k) for k in ("name", "kind", "family", "paper", "year", "summary")}
+    options = [{"name": o.name, "type": o.type, "default": _plain(o.default), "help": o.help} for o in spec.options(factory)]
+    return {**info, "options": options}
+
+
+def _plain(default: Any) -> Any:
+    """JSON has no infinity; the text "inf" is read as one by the flags."""
+    return str(default) if isinstance(default, float) and not math.isfinite(default) else default
 
 
 def table(cards: list[dict[str, Any]]) -> str:
@@ -36,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unexpected argument '{unknown[0]}'; valid: --json, --help", file=sys.stderr)
         return 2
     as_json = parser.parse_args(arguments).json
-    cards = [card(factory) for factory in registry.catalog().values()]
+    cards = [card(factory) for factory in registry.systems().values()]
     print(json.dumps(cards, indent=2) if as_json else table(cards))
     return 0
 

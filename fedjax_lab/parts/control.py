@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lab import rules, tree
 from fedjax_lab.parts.moving import moving, stepped
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.types import Method, Tree
 
 
@@ -28,22 +29,16 @@ def mean_gradient(c_i: Tree, c: Tree, change: Tree, steps: jax.Array, lr: Any) -
 
 
 def controlled(local: Callable, server_lr: Any, **more: Any) -> Method:
-    """A Method whose clients keep c_i and upload {"model": y - x, "control": c_i' - c_i}, and whose server does
+    """A Method whose clients keep c_i and upload {"model": y - x, "c": c_i' - c_i}, and whose server does
 
     x <- x + server_lr mean(y - x)          c <- c + (1 / N) sum(c_i' - c_i)
     """
 
     def serve(key, server, aggregate, cohort):
-        c = tree.axpy(1 / cohort.clients, aggregate["control"], server.c)
+        c = tree.axpy(1 / cohort.clients, aggregate["c"], server.c)
         return Control(stepped(server_lr, aggregate["model"], server.params), c)
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Control(params, tree.zeros_like(params)),
-        init_client=lambda key, params, facts: tree.zeros_like(params),
-        broadcast=lambda server, client, clock: {"model": server.params, "control": server.c},
-        serve=serve,
-        aggregate={"control": rules.total()},
-        deploy=lambda server: server.params,
-        **more,
-    )
+    def server(x, people):
+        return Control(x, tree.zeros_like(x))
+
+    return stateful(local, serve, server, tree.zeros_like, ("c",), aggregate={"c": rules.total()}, **more)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lab import tree
 from fedjax_lab.parts.moving import moving, stepped
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.types import Method, Tree
 
@@ -32,12 +33,7 @@ def directed(local: Callable, server_lr: Any, **more: Any) -> Method:
 
     The second field costs nothing: the server divides the change that it receives by the lr K_i that it knows.
     """
-    return Method(
-        local,
-        init_server=lambda key, params, population: Directed(params, tree.zeros_like(params)),
-        broadcast=lambda server, client, clock: {"model": server.params, "g": server.g},
-        serve=lambda key, server, aggregate, cohort: Directed(stepped(server_lr, aggregate["model"], server.params), aggregate["g"]),
-        up={"g": known()},
-        deploy=lambda server: server.params,
-        **more,
-    )
+    def serve(key, server, aggregate, cohort):
+        return Directed(stepped(server_lr, aggregate["model"], server.params), aggregate["g"])
+
+    return stateful(local, serve, lambda x, people: Directed(x, tree.zeros_like(x)), sends=("g",), up={"g": known()}, **more)

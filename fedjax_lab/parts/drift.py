@@ -26,6 +26,7 @@ from fedjax_lab.parts.clients import Weighting, mean_steps, weigh
 from fedjax_lab.parts.firsts import first_gradient
 from fedjax_lab.parts.moving import moving, scaled, stepped
 from fedjax_lab.parts.oracles.directions import descend_with, full_gradient, gradient_at
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.types import Method, Result, Task, Tree
 
@@ -104,12 +105,9 @@ def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: 
             previous=server.params if use_vr else (),
         )
 
-    def broadcast(server, client, clock):
-        sent = {"model": server.params, **{name: getattr(server, name) for name in ("g", "c", "previous", "origin")}}
-        return {name: value for name, value in sent.items() if jax.tree.leaves(value)}
+    def client(x):
+        return Variate(tree.zeros_like(x), jnp.asarray(not firsts))
 
-    def init_client(key, params, facts):
-        return Variate(tree.zeros_like(params), jnp.asarray(not firsts)) if use_c else ()
-
-    return Method(local, init_server, init_client, broadcast, serve, aggregate={"c": rules.total()}, down={"origin": known()},
-                  steps=work.steps, deploy=lambda server: server.params)
+    wanted = {"g": True, "c": use_c, "previous": use_vr, "origin": firsts and use_c}
+    return stateful(local, serve, None, client if use_c else None, tuple(name for name in wanted if wanted[name]), init_server=init_server,
+                    aggregate={"c": rules.total()}, down={"origin": known()}, steps=work.steps)

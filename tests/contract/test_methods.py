@@ -2,6 +2,7 @@
 
 Batches are full, which compiles fast; clients are ragged all the same, since they are allowed one to three steps.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -12,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from engine import tiny
-from engine.tiny import EMPTY, N, SLOTS, close, same
+from engine.tiny import EMPTY, SLOTS, N, close, same
+
 from fedjax_lab import registry, spec
 from fedjax_lab.types import Method, Simulation
 
@@ -37,7 +38,9 @@ class Subject(NamedTuple):
 def subject(request):
     task, traces = tiny.counted(tiny.task())
     method = registry.make(request.param, task, batch_size="full", epochs=3)
-    return Subject(request.param, registry.catalog()[request.param], method, tiny.build(method, the_task=task, devices=2, chunk=2), traces)
+    return Subject(
+        request.param, registry.catalog()[request.param], method, tiny.build(method, the_task=task, devices=2, chunk=2), traces
+    )
 
 
 def run(sim, ids=IDS, mask=MASK, segments=SEGMENTS, **more):
@@ -133,7 +136,9 @@ def test_its_card_and_its_file_are_complete(subject):
     assert len(info.paper) > 10 and 1950 < info.year < 2030 and info.summary.endswith(".")
     assert module.__name__.split(".")[2] == info.family
     assert all(word in module.__doc__ for word in ("Keeps", "Reduces", "Departs", "(1)")) and str(info.year) in module.__doc__
-    parts = {sys.modules[x.__module__] for x in vars(module).values() if getattr(x, "__module__", "").startswith("fedjax_lab.parts")}
+    parts = {
+        sys.modules[x.__module__] for x in vars(module).values() if getattr(x, "__module__", "").startswith("fedjax_lab.parts")
+    }
     lines = [line for m in (module, *parts) for line in inspect.getsource(m).split("\n")]
     assert any("(1)" in line.partition("#")[2] for line in lines)  # equation numbers recur at the lines that implement them
     assert inspect.getsource(module).count("\n") < 200

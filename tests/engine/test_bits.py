@@ -1,13 +1,14 @@
 """What may not change the result: devices, chunks, the order of the cohort, empty slots, and whatever stands in unused memory."""
+
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from engine import tiny
-from engine.tiny import EMPTY, FREE, N, SLOTS, base, close, run, same
+from engine.tiny import EMPTY, FREE, SLOTS, N, base, close, run, same
+
 from fedjax_lab import keys
 from fedjax_lab.engine import mesh, sync
 from fedjax_lab.parts.cohorts.uniform import uniform
@@ -39,7 +40,10 @@ def test_the_order_of_the_cohort_is_of_no_account(devices, chunk):
     allowance = np.where(IDS % 3 == 0, 2, FREE)
     other = np.where(order % 3 == 0, 2, FREE)
     assert (order != IDS).any()
-    same(*(run(base(devices, chunk)[0], script=script(i, allowance=a)) for i, a in ((IDS, allowance), (order, other))), but=("participation",))
+    same(
+        *(run(base(devices, chunk)[0], script=script(i, allowance=a)) for i, a in ((IDS, allowance), (order, other))),
+        but=("participation",),
+    )
 
 
 def test_the_same_seed_twice_and_another_seed():
@@ -77,7 +81,9 @@ def test_an_empty_slot_is_as_good_as_none():
     few = np.zeros((8, SLOTS), bool)
     few[:, [1, 2, 5, 6, 8, 9]] = True
     (state, record), (small, small_record) = (
-        run(base(slots=SLOTS)[0], script=script(mask=few)), run(base(slots=6)[0], script=script(IDS[few].reshape(8, 6))))
+        run(base(slots=SLOTS)[0], script=script(mask=few)),
+        run(base(slots=6)[0], script=script(IDS[few].reshape(8, 6))),
+    )
     same(state._replace(participation=()), small._replace(participation=()))
     same(record.evaluation, small_record.evaluation)
     for name, value in small_record.rounds.items():
@@ -116,8 +122,13 @@ def test_duplicates_of_the_capacity_change_nothing():
     people = tiny.population()
     train = people.train
     extra = {k: np.concatenate([v, np.resize(v, (400, *v.shape[1:]))]) for k, v in train.examples.items()}
-    wide = people._replace(train=train._replace(examples=extra, size=np.where(np.arange(N) == 19, 400, train.size).astype(np.int32),
-                                                offset=np.where(np.arange(N) == 19, len(train.examples["y"]), train.offset).astype(np.int32)))
+    wide = people._replace(
+        train=train._replace(
+            examples=extra,
+            size=np.where(np.arange(N) == 19, 400, train.size).astype(np.int32),
+            offset=np.where(np.arange(N) == 19, len(train.examples["y"]), train.offset).astype(np.int32),
+        )
+    )
     ids = np.stack([np.random.default_rng(t).permutation(N - 1)[:SLOTS] for t in range(8)])
     same(run(base()[0], script=script(ids)), run(tiny.build(people=wide), script=script(ids)))
 
@@ -132,14 +143,22 @@ def test_slots_are_canonical_and_randomness_belongs_to_the_client():
     assert list(zip(-steps, ids, strict=True)) == sorted(zip(-steps, ids, strict=True))
     alone, _ = run(sim, (1,), script=script(mask=IDS == IDS[0, 1]))
     for part in ("body", "head"):
-        np.testing.assert_array_equal(state.clients["model"][part]["kernel"][IDS[0, 1]], alone.clients["model"][part]["kernel"][IDS[0, 1]])
+        np.testing.assert_array_equal(
+            state.clients["model"][part]["kernel"][IDS[0, 1]], alone.clients["model"][part]["kernel"][IDS[0, 1]]
+        )
     assert state.clients["rounds"].tolist() == [int(i in IDS[0]) for i in range(N)]
     assert state.clients["seen"].tolist() == [i in IDS[0] for i in range(N)]
 
 
 def test_the_uniform_cohort_runs_and_depends_on_the_round():
-    sim = sync.build(tiny.task(), tiny.averaging(tiny.task(), tiny.work(batch_size="full")), tiny.population(), uniform(N, 4),
-                     mesh=mesh.make(1), length=4)
+    sim = sync.build(
+        tiny.task(),
+        tiny.averaging(tiny.task(), tiny.work(batch_size="full")),
+        tiny.population(),
+        uniform(N, 4),
+        mesh=mesh.make(1),
+        length=4,
+    )
     state = sim.init(sim.world, jax.random.key(0))
     _, record = sim.segment(sim.world, state, jnp.int32(3), jnp.int32(2))
     for r in range(2):

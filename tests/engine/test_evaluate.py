@@ -1,12 +1,13 @@
 """Evaluation against a recomputation in numpy, from the parameters and rows that the run ended with."""
+
 from __future__ import annotations
 
 import jax
 import numpy as np
 import pytest
-
 from engine import tiny
 from engine.tiny import N
+
 from fedjax_lab.engine import evaluate
 from fedjax_lab.types import Stream
 
@@ -34,7 +35,10 @@ def spread_of(values, worst="low"):
 def expected(state, looked_at):
     central = values_of(state.server, np.arange(100))
     report = {f"test_{k}": v.mean() for k, v in central.items()}
-    for prefix, model in (("", lambda i: state.server), ("personal_", lambda i: jax.tree.map(lambda x: x[i], state.clients["model"]))):
+    for prefix, model in (
+        ("", lambda i: state.server),
+        ("personal_", lambda i: jax.tree.map(lambda x: x[i], state.clients["model"])),
+    ):
         each = np.array([values_of(model(i), own_rows(i))["accuracy"].mean() for i in looked_at])
         report |= {f"{prefix}client_test_accuracy_{k}": v for k, v in spread_of(each).items()}
     return report
@@ -64,7 +68,9 @@ def test_the_panel_holds_every_client_with_test_examples():
     for i, rows in zip(panel.ids, panel.rows, strict=True):
         assert rows[rows >= 0].tolist() == own_rows(i).tolist()
     plain = evaluate.panel(PEOPLE._replace(test=Stream(TEST.examples, TEST.offset, TEST.size)), 4)
-    assert [r[r >= 0].tolist() for r in plain.rows] == [list(range(TEST.offset[i], TEST.offset[i] + TEST.size[i])) for i in plain.ids]
+    assert [r[r >= 0].tolist() for r in plain.rows] == [
+        list(range(TEST.offset[i], TEST.offset[i] + TEST.size[i])) for i in plain.ids
+    ]
     for limit in (1, 19, 20, 10**6):
         ids = evaluate.panel(PEOPLE, limit).ids
         assert len(set(ids.tolist())) == min(limit, 19)
@@ -75,7 +81,9 @@ def test_the_worst_tenth(clients):
     v = np.random.default_rng(0).random(clients).astype(np.float32)
     for name, worst in (("accuracy", "low"), ("loss", "high")):
         report = evaluate.spread({name: jax.numpy.asarray(v)}, "p_")
-        assert {k: float(x) for k, x in report.items()} == pytest.approx({f"p_client_test_{name}_{k}": x for k, x in spread_of(v, worst).items()})
+        assert {k: float(x) for k, x in report.items()} == pytest.approx(
+            {f"p_client_test_{name}_{k}": x for k, x in spread_of(v, worst).items()}
+        )
 
 
 def test_a_population_without_client_tests_has_no_client_report():

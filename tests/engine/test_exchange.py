@@ -1,4 +1,5 @@
 """Phases, wires and rules in the engine, against numpy: clients here upload the mean of their data instead of training."""
+
 from __future__ import annotations
 
 import functools
@@ -7,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from engine import tiny
-from engine.tiny import DIM, EMPTY, N, SLOTS
+from engine.tiny import DIM, EMPTY, SLOTS, N
+
 from fedjax_lab import rules, tree
 from fedjax_lab.types import Method, Phase, Result, Stacked, Streaming, Wire
 
 PEOPLE = tiny.population()
 SIZE = np.asarray(PEOPLE.train.size)
-MEAN = np.stack([PEOPLE.train.examples["x"][tiny.rows_of(i)].mean(0) if SIZE[i] else np.zeros(DIM) for i in range(N)]).astype(np.float32)
+MEAN = np.stack([PEOPLE.train.examples["x"][tiny.rows_of(i)].mean(0) if SIZE[i] else np.zeros(DIM) for i in range(N)]).astype(
+    np.float32
+)
 RNG = np.random.default_rng(3)
 IDS = np.stack([RNG.permutation(N)[:SLOTS] for _ in range(8)])
 MASK = RNG.random(IDS.shape) < 0.7
@@ -52,9 +55,14 @@ def combine_mean(stack, weights, cohort):
     return jnp.where(weights[:, None] > 0, weights[:, None] * stack, 0).sum(0) / weights.sum()
 
 
-RULES = {"largest": largest, "sum": rules.total(), "median": Stacked(combine_median), "stacked mean": Stacked(combine_mean),
-         "stack": Stacked(lambda stack, weights, cohort: jnp.where(weights[:, None] > 0, stack, 0)),
-         "weights": Stacked(lambda stack, weights, cohort: weights)}
+RULES = {
+    "largest": largest,
+    "sum": rules.total(),
+    "median": Stacked(combine_median),
+    "stacked mean": Stacked(combine_mean),
+    "stack": Stacked(lambda stack, weights, cohort: jnp.where(weights[:, None] > 0, stack, 0)),
+    "weights": Stacked(lambda stack, weights, cohort: weights),
+}
 FIELDS = ("mean", *RULES)
 
 
@@ -75,8 +83,16 @@ def surveying() -> Method:
         stacks = {"stack": jnp.zeros((SLOTS, DIM)), "weights": jnp.zeros(SLOTS)}
         return {f: stacks.get(f, jnp.zeros(DIM)) for f in FIELDS} | {"cohort": cohort, "mask": jnp.zeros(SLOTS, bool)}
 
-    broadcast = lambda server, client, clock: {"model": jnp.zeros(5, jnp.int8)}  # noqa: E731
-    return Method(local, init_server=init_server, broadcast=broadcast, serve=serve, aggregate=RULES, deploy=deployed, steps=lambda size: size)
+    broadcast = lambda server, client, clock: {"model": jnp.zeros(5, jnp.int8)}
+    return Method(
+        local,
+        init_server=init_server,
+        broadcast=broadcast,
+        serve=serve,
+        aggregate=RULES,
+        deploy=deployed,
+        steps=lambda size: size,
+    )
 
 
 @functools.cache
@@ -90,8 +106,11 @@ def test_every_rule_equals_numpy():
     there = IDS[2][MASK[2]]
     value, size = MEAN[there], SIZE[there].astype(np.float32)[:, None]
     expected = {
-        "mean": (size * value).sum(0) / size.sum(), "stacked mean": (size * value).sum(0) / size.sum(), "sum": value.sum(0),
-        "largest": value[size[:, 0] > 0].max(0) - 10, "median": np.median(value, 0),
+        "mean": (size * value).sum(0) / size.sum(),
+        "stacked mean": (size * value).sum(0) / size.sum(),
+        "sum": value.sum(0),
+        "largest": value[size[:, 0] > 0].max(0) - 10,
+        "median": np.median(value, 0),
     }
     for name, x in expected.items():
         np.testing.assert_allclose(state.server[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -131,12 +150,18 @@ def test_weights_may_be_trees(devices, chunk):
         weight = {"model": {"owned": jnp.where(value > 0, data.size, 0), "plain": 1.0, "unheard": 0.0}}
         return Result({"model": {"owned": value, "plain": value, "unheard": value * jnp.nan}}, weight)
 
-    method = Method(local, init_server=lambda key, params, population: dict.fromkeys(("owned", "plain", "unheard"), jnp.zeros(DIM)),
-                    serve=lambda key, server, aggregate, cohort: aggregate["model"], deploy=deployed)
+    method = Method(
+        local,
+        init_server=lambda key, params, population: dict.fromkeys(("owned", "plain", "unheard"), jnp.zeros(DIM)),
+        serve=lambda key, server, aggregate, cohort: aggregate["model"],
+        deploy=deployed,
+    )
     state, _ = tiny.run(tiny.build(method, devices=devices, chunk=chunk), (1,), script=(IDS, MASK, FREE))
     value, size = MEAN[IDS[0][MASK[0]]], SIZE[IDS[0][MASK[0]]][:, None]
     owners = np.where(value > 0, size, 0)
-    np.testing.assert_allclose(state.server["owned"], (owners * value).sum(0) / np.maximum(owners.sum(0), 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        state.server["owned"], (owners * value).sum(0) / np.maximum(owners.sum(0), 1), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(state.server["plain"], value.mean(0), rtol=1e-5, atol=1e-6)
     assert not state.server["unheard"].any()
 
@@ -147,10 +172,18 @@ halving = Wire(  # sends half of what is due and remembers the rest; its code is
     decode=lambda code: code,
     bits=lambda code: 16 * code.size,
 )
-noisy = Wire(lambda field: (), lambda key, value, row: (jax.random.normal(key, value.shape), ()), lambda code: code,
-             lambda code: 8 + 8 * jnp.sum(code > 0, dtype=jnp.int32))
-rounding = Wire(lambda field: (), lambda key, value, row: (jnp.round(value).astype(jnp.int8), ()), lambda code: code.astype(jnp.float32),
-                lambda code: 8 * code.size)
+noisy = Wire(
+    lambda field: (),
+    lambda key, value, row: (jax.random.normal(key, value.shape), ()),
+    lambda code: code,
+    lambda code: 8 + 8 * jnp.sum(code > 0, dtype=jnp.int32),
+)
+rounding = Wire(
+    lambda field: (),
+    lambda key, value, row: (jnp.round(value).astype(jnp.int8), ()),
+    lambda code: code.astype(jnp.float32),
+    lambda code: 8 * code.size,
+)
 
 
 def wired() -> Method:
@@ -167,11 +200,21 @@ def wired() -> Method:
 
     stack = Stacked(lambda stack, weights, cohort: stack)
     return Method(
-        local, serve=serve, deploy=deployed, steps=lambda size: 0 * size + 1,
-        init_server=lambda key, params, population: {"total": jnp.zeros(DIM), "a": jnp.zeros((SLOTS, DIM)), "b": jnp.zeros((SLOTS, DIM))},
+        local,
+        serve=serve,
+        deploy=deployed,
+        steps=lambda size: 0 * size + 1,
+        init_server=lambda key, params, population: {
+            "total": jnp.zeros(DIM),
+            "a": jnp.zeros((SLOTS, DIM)),
+            "b": jnp.zeros((SLOTS, DIM)),
+        },
         init_client=lambda key, params, facts: {"turns": 0, "sent": jnp.zeros(DIM), "heard": jnp.zeros(DIM)},
-        broadcast=lambda server, client, clock: {"model": server["total"] + 0.3}, aggregate={"model": rules.total(), "a": stack, "b": stack},
-        up={"model": halving, "a": noisy, "b": noisy}, down={"model": rounding})
+        broadcast=lambda server, client, clock: {"model": server["total"] + 0.3},
+        aggregate={"model": rules.total(), "a": stack, "b": stack},
+        up={"model": halving, "a": noisy, "b": noisy},
+        down={"model": rounding},
+    )
 
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
@@ -180,7 +223,9 @@ def test_wires_remember_telescope_and_charge(devices, chunk):
     turns = np.bincount(IDS[:7][MASK[:7]], minlength=N)
     np.testing.assert_array_equal(state.clients["turns"], turns)
     memory = state.wires[0]["model"]
-    np.testing.assert_array_equal(state.server["total"], (state.clients["sent"] - memory).sum(0))  # sent = due - remembered, exactly
+    np.testing.assert_array_equal(
+        state.server["total"], (state.clients["sent"] - memory).sum(0)
+    )  # sent = due - remembered, exactly
     assert memory[turns > 0].any() and not memory[turns == 0].any()
     assert jax.tree.structure(state.wires) == jax.tree.structure(({"model": 0, "a": (), "b": ()},))
     ids, there = record.rounds["ids"][3], record.rounds["mask"][3]  # round 6
@@ -197,23 +242,48 @@ LR = 0.25
 
 
 def two_phases() -> Method:
-    """Phase 1: full gradients of 1/2 |x - mean_i|^2 up. Phase 2: a step along own gradient, kept, less half of everybody's, sent."""
+    """Phase 1: gradients of 1/2 |x - mean_i|^2 up. Phase 2: a step along the own one, kept, less half of everybody's, sent."""
 
     def first(key, message, client, data):
         g = message["model"] - mean_of(data)
-        return Result({"gradient": g}, data.size, client + 1, keep={"g": g, "old": client}, metrics={"norm": tree.norm(g), "phase": jnp.float32(1)})
+        return Result(
+            {"gradient": g},
+            data.size,
+            client + 1,
+            keep={"g": g, "old": client},
+            metrics={"norm": tree.norm(g), "phase": jnp.float32(1)},
+        )
 
     def second(key, message, client, data):
         y = message["model"] - LR * (data.keep["g"] - 0.5 * message["all"])
-        return Result({"model": y - message["model"]}, data.size > 0, client + 10 * data.keep["old"], metrics={"phase": jnp.float32(2)})
+        return Result(
+            {"model": y - message["model"]}, data.size > 0, client + 10 * data.keep["old"], metrics={"phase": jnp.float32(2)}
+        )
 
     phases = (
-        Phase(first, lambda server, client, clock: {"model": server["x"]}, {}, {}, {}, lambda key, s, agg, cohort: {**s, "g": agg["gradient"]}),
-        Phase(second, lambda server, client, clock: {"model": server["x"], "all": server["g"]}, {"model": halving}, {}, {},
-              lambda key, s, agg, cohort: {**s, "x": s["x"] + agg["model"]}),
+        Phase(
+            first,
+            lambda server, client, clock: {"model": server["x"]},
+            {},
+            {},
+            {},
+            lambda key, s, agg, cohort: {**s, "g": agg["gradient"]},
+        ),
+        Phase(
+            second,
+            lambda server, client, clock: {"model": server["x"], "all": server["g"]},
+            {"model": halving},
+            {},
+            {},
+            lambda key, s, agg, cohort: {**s, "x": s["x"] + agg["model"]},
+        ),
     )
-    return Method(init_server=lambda key, params, population: {"x": jnp.ones(DIM), "g": jnp.zeros(DIM)}, phases=phases, deploy=deployed,
-                  init_client=lambda key, params, facts: jnp.float32(1))
+    return Method(
+        init_server=lambda key, params, population: {"x": jnp.ones(DIM), "g": jnp.zeros(DIM)},
+        phases=phases,
+        deploy=deployed,
+        init_client=lambda key, params, facts: jnp.float32(1),
+    )
 
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
@@ -257,7 +327,8 @@ def test_a_client_without_data_takes_part_and_changes_nothing():
 def test_rows_may_hold_keys_and_negative_zero():
     def local(key, message, client, data):
         return Result({}, 1.0, {"key": jax.random.fold_in(client["key"], 1), "zero": client["zero"]})
-    rows = lambda key, params, facts: {"key": key, "zero": jnp.float32(-0.0)}  # noqa: E731
+
+    rows = lambda key, params, facts: {"key": key, "zero": jnp.float32(-0.0)}
     method = Method(local, init_client=rows, serve=lambda key, server, aggregate, cohort: server)
     one, four = (tiny.run(tiny.build(method, devices=d), (2,), script=(IDS, MASK, FREE)) for d in (1, 4))
     tiny.same(one, four)

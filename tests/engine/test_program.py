@@ -1,4 +1,5 @@
-"""The compiled program: traced once, its tables in place, no data inside, nothing fetched behind one's back; and the errors of a build."""
+"""The compiled program: traced once, its tables in place, no data inside, nothing fetched on the way; and the errors of a build."""
+
 from __future__ import annotations
 
 import os
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from engine import tiny
+
 from fedjax_lab import tree
 from fedjax_lab.engine import clients, mesh, sync
 from fedjax_lab.parts.cohorts.bernoulli import bernoulli
@@ -48,9 +49,13 @@ def test_rows_beyond_the_rounds_asked_for_are_zero():
 
 def stamping(width):
     """No training: a client marks its row, the server stays. The table is all there is to move."""
+
     def local(key, message, client, data):
         return Result({}, 1.0, client + data.id)
-    return Method(local, init_client=lambda key, params, facts: jnp.zeros(width), serve=lambda key, server, aggregate, cohort: server)
+
+    return Method(
+        local, init_client=lambda key, params, facts: jnp.zeros(width), serve=lambda key, server, aggregate, cohort: server
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -89,32 +94,49 @@ def test_nothing_moves_between_host_and_device_inside_a_segment(devices, chunk):
 
 def test_first_states_are_strongly_typed():
     state = tiny.start(tiny.base()[0])
-    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-    assert {k: v.dtype.name for k, v in state.clients.items() if k != "model"} == {"rounds": "int32", "loss": "float32", "seen": "bool"}
+    assert not any(
+        leaf.weak_type for leaf in jax.tree.leaves(state) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+    assert {k: v.dtype.name for k, v in state.clients.items() if k != "model"} == {
+        "rounds": "int32",
+        "loss": "float32",
+        "seen": "bool",
+    }
 
 
 def test_the_plan_says_what_runs_where():
     plan = tiny.base(4, 2)[0].plan
     params = tree.size(tiny.task().init(jax.random.key(0)))
-    expected = {"devices": 4, "platform": "cpu", "chunk": 2, "lanes": 8, "clients": 20, "cohort": 10, "parameters": params,
-                "table_bytes": 20 * (4 * params + 4 + 4 + 1)}
+    expected = {
+        "devices": 4,
+        "platform": "cpu",
+        "chunk": 2,
+        "lanes": 8,
+        "clients": 20,
+        "cohort": 10,
+        "parameters": params,
+        "table_bytes": 20 * (4 * params + 4 + 4 + 1),
+    }
     assert {k: plan[k] for k in expected} == expected
     assert plan["data_bytes"] >= sum(v.nbytes for v in tiny.population().train.examples.values())
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: mesh.make(5), ("devices=5", "1..4")),
-    (lambda: mesh.make(0), ("devices=0", "1..4")),
-    (lambda: mesh.make(3), ("devices=3", "power of two")),
-    (lambda: tiny.build(slots=21), ("cohort=21", "1..20")),
-    (lambda: tiny.build(slots=0), ("cohort=0", "1..20")),
-    (lambda: tiny.build(lanes=6), ("lanes=6", "power of two")),
-    (lambda: tiny.build(devices=4, lanes=2), ("lanes=2", "4 devices")),
-    (lambda: tiny.build(lanes=0), ("lanes=0", "power of two")),
-    (lambda: tiny.build(chunk=0), ("chunk=0",)),
-    (lambda: clients.layout(mesh.make(1), 4, -1, 8), ("chunk=-1",)),
-    (lambda: sync.build(tiny.task(), stamping(1), tiny.population(), tiny.scripted(), length=0), ("length=0",)),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: mesh.make(5), ("devices=5", "1..4")),
+        (lambda: mesh.make(0), ("devices=0", "1..4")),
+        (lambda: mesh.make(3), ("devices=3", "power of two")),
+        (lambda: tiny.build(slots=21), ("cohort=21", "1..20")),
+        (lambda: tiny.build(slots=0), ("cohort=0", "1..20")),
+        (lambda: tiny.build(lanes=6), ("lanes=6", "power of two")),
+        (lambda: tiny.build(devices=4, lanes=2), ("lanes=2", "4 devices")),
+        (lambda: tiny.build(lanes=0), ("lanes=0", "power of two")),
+        (lambda: tiny.build(chunk=0), ("chunk=0",)),
+        (lambda: clients.layout(mesh.make(1), 4, -1, 8), ("chunk=-1",)),
+        (lambda: sync.build(tiny.task(), stamping(1), tiny.population(), tiny.scripted(), length=0), ("length=0",)),
+    ],
+)
 def test_errors_name_the_value_and_the_choices(call, words):
     with pytest.raises(ValueError) as error:
         call()
@@ -143,8 +165,9 @@ task = tiny.task(jnp.float64)
 sim = tiny.build(the_task=task, devices=2, chunk=2)
 state, record = tiny.run(sim, (2, 1))
 assert state.server["body"]["kernel"].dtype == "float64" == state.clients["loss"].dtype == record.rounds["loss"].dtype
-names = {k: v.dtype.name for k, v in {**record.rounds, "rounds": state.clients["rounds"], "allowance": state.participation[2]}.items()}
-expected = {"ids": "int32", "bytes_up": "uint32", "bytes_down": "uint32", "mask": "bool", "finite": "bool", "rounds": "int32", "allowance": "int32"}
+names = {k: v.dtype.name for k, v in {**record.rounds, "turns": state.clients["rounds"], "allowance": state.participation[2]}.items()}
+expected = {"ids": "int32", "bytes_up": "uint32", "bytes_down": "uint32", "mask": "bool", "finite": "bool"}
+expected |= {"turns": "int32", "allowance": "int32"}
 assert {k: names[k] for k in expected} == expected, names
 assert record.rounds["bytes_up"][0, 0] == 8 * sum(x.size for x in jax.tree.leaves(state.server))
 assert record.rounds["finite"][0].all()
@@ -155,7 +178,13 @@ print("fine")
 def test_double_precision_belongs_to_the_experiment():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = os.pathsep.join([here, os.path.dirname(here)])
-    out = subprocess.run([sys.executable, "-c", X64], env={**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": paths}, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", X64],
+        env={**os.environ, "JAX_ENABLE_X64": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert out.stdout.strip() == "fine", out.stderr[-2000:]
 
 

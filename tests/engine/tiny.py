@@ -1,8 +1,9 @@
 """The small world of the engine's and the contract's tests: twenty ragged clients, one without data, and scripted cohorts.
 
-Cohorts come from a table in the participation's state, and data from the world: both are arguments of the compiled program, so one
-compilation serves any order, mask, allowance and poison.
+Cohorts come from a table in the participation's state, and data from the world: both are arguments of the compiled program, so
+one compilation serves any order, mask, allowance and poison.
 """
+
 from __future__ import annotations
 
 import functools
@@ -35,7 +36,9 @@ def population(spare: int = 4) -> Population:
     shown = rng.integers(1, 9, N).astype(np.int32)
     shown[5] = 0  # and client 5 no test examples
     index = np.concatenate([rng.choice(100, n, replace=False) for n in shown]).astype(np.int32)
-    return Population(Stream(train, offset, size), Stream(test, (np.cumsum(shown) - shown).astype(np.int32), shown, index), counts)
+    return Population(
+        Stream(train, offset, size), Stream(test, (np.cumsum(shown) - shown).astype(np.int32), shown, index), counts
+    )
 
 
 def _examples(rng, n):
@@ -53,8 +56,11 @@ def task(dtype=jnp.float32) -> Task:
     """A perceptron with one hidden layer, written by hand: cheap to compile, and split into features and head."""
 
     def init(key):
-        draw = lambda name, *shape: jax.random.uniform(keys.purpose(key, name), shape, dtype, -0.5, 0.5)  # noqa: E731
-        return {"body": {"kernel": draw("body", DIM, 8), "bias": jnp.zeros(8, dtype)}, "head": {"kernel": draw("head", 8, CLASSES)}}
+        draw = lambda name, *shape: jax.random.uniform(keys.purpose(key, name), shape, dtype, -0.5, 0.5)
+        return {
+            "body": {"kernel": draw("body", DIM, 8), "bias": jnp.zeros(8, dtype)},
+            "head": {"kernel": draw("head", 8, CLASSES)},
+        }
 
     def features(params, batch, key=None):
         return jnp.tanh(batch["x"].astype(dtype) @ params["body"]["kernel"] + params["body"]["bias"])
@@ -122,7 +128,9 @@ def scripted(slots: int = SLOTS) -> Participation:
 
 
 COMPILED: list[str] = []  # grows with every program that the backend compiles, whatever jit's caches say
-jax.monitoring.register_event_duration_secs_listener(lambda name, seconds, **more: COMPILED.append(name) if "backend_compile" in name else None)
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **more: COMPILED.append(name) if "backend_compile" in name else None
+)
 
 
 def build(method=None, *, devices=1, chunk=1, slots=SLOTS, the_task=None, people=None, **more):
@@ -161,14 +169,16 @@ def run(sim, segments=(2, 1), seed=0, script=None, world=None):
 def with_train(world, **arrays):
     """The world with other training examples, offsets or sizes of the same shapes."""
     train = world.population.train
-    put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)  # noqa: E731
+    put = lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding)
     examples = {k: put(arrays.pop(k), v) if k in arrays else v for k, v in train.examples.items()}
     train = train._replace(examples=examples, **{k: put(v, getattr(train, k)) for k, v in arrays.items()})
     return world._replace(population=world.population._replace(train=train))
 
 
 def host(values):
-    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x), values)
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x), values
+    )
 
 
 def same(a, b, but=()):

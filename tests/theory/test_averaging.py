@@ -1,4 +1,5 @@
 """Local SGD on quadratics, where every claim is linear algebra: fixed points, rates and noise."""
+
 from __future__ import annotations
 
 import jax
@@ -27,7 +28,9 @@ def fedavg(population, cohort=None, noise=0.0, start=3.0, length=1, **options):
     """Rounds from x = start: a function (rounds, clock=0, state=None) -> (x, state)."""
     task = quadratic_task(DIM, noise=noise, start=start)
     method = registry.make("fedavg", task, **options)
-    sim = sync.build(task, method, population, uniform(population.clients, cohort or population.clients), mesh=mesh.make(1), length=length)
+    sim = sync.build(
+        task, method, population, uniform(population.clients, cohort or population.clients), mesh=mesh.make(1), length=length
+    )
 
     def run(rounds, clock=0, state=None):
         state = sim.init(sim.world, jax.random.key(0)) if state is None else state
@@ -67,11 +70,10 @@ def test_one_full_step_is_gradient_descent_bit_by_bit():
     rng = np.random.default_rng(1)
     a, o = rng.choice([0.5, 1.0, 2.0], (8, DIM)), rng.integers(-4, 5, (8, DIM))
     rows = np.array([1, 1, 2, 4, 2, 2, 2, 2])  # 16 in all
-    x = np.full(DIM, 3.0)
+    x, run = np.full(DIM, 3.0), fedavg(people(a, o, rows), lr=0.25, local_steps=1, batch_size="full", length=3)
     for t in range(3):
         x = x - 0.25 * (rows[:, None] * a * (x - o)).sum(0) / 16
-        got, _ = fedavg(people(a, o, rows), lr=0.25, local_steps=1, batch_size="full", length=3)(t + 1)
-        np.testing.assert_array_equal(got, x)
+        np.testing.assert_array_equal(run(t + 1)[0], x)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -104,8 +106,15 @@ def test_a_cohort_is_an_unbiased_sample_of_everybody():
 def test_averaging_divides_the_noise_by_the_cohort():
     """One noisy step a round around the optimum: variance lr^2 s^2 / (N (1 - (1 - lr)^2)) where curvatures are one."""
     lr, noise, clients = 0.5, 2.0, 4
-    run = fedavg(people(np.ones((clients, DIM)), np.zeros((clients, DIM)), np.ones(clients, int)), noise=noise, start=0.0,
-                 lr=lr, local_steps=1, batch_size="full", length=8)
+    run = fedavg(
+        people(np.ones((clients, DIM)), np.zeros((clients, DIM)), np.ones(clients, int)),
+        noise=noise,
+        start=0.0,
+        lr=lr,
+        local_steps=1,
+        batch_size="full",
+        length=8,
+    )
     x, state = run(8)
     seen = []
     for t in range(1, 300):

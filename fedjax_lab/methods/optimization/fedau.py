@@ -20,6 +20,7 @@ from fedjax_lab import rules, tree
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts import intervals
 from fedjax_lab.parts.clients import Weighting, mass, weigh
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -54,13 +55,7 @@ def fedau(task: Task, work: Work, *, server_lr: Positive = 1.0, cutoff: Annotate
     def serve(key, server, aggregate, cohort):
         return server._replace(params=tree.axpy(server_lr / server.mass, aggregate["model"], server.params))  # (3)
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Massed(params, mass(weighting, population)),
-        init_client=lambda key, params, facts: intervals.never(),
-        broadcast=lambda server, client, clock: {"model": server.params},
-        serve=serve,
-        aggregate={"model": rules.total()},
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    def server(x, people):
+        return Massed(x, mass(weighting, people))
+
+    return stateful(local, serve, server, lambda x: intervals.never(), aggregate={"model": rules.total()}, steps=work.steps)

@@ -25,6 +25,7 @@ from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.control import mean_gradient
 from fedjax_lab.parts.moving import moving
 from fedjax_lab.parts.oracles.directions import corrected, proximal
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -69,13 +70,10 @@ def feddc(task: Task, work: Work, *, alpha: Positive = 0.1) -> Method:
         new = dual.closed(dual.Dual(*server[:3]), aggregate["model"], cohort)  # (4)
         return Decoupled(*new, tree.axpy(1 / cohort.clients, aggregate["c"], server.c))  # (5)
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Decoupled(*dual.opened(params), tree.zeros_like(params)),
-        init_client=lambda key, params, facts: Row(tree.zeros_like(params), tree.zeros_like(params)),
-        broadcast=lambda server, client, clock: {"model": server.params, "c": server.c},
-        serve=serve,
-        aggregate={"c": rules.total()},
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    def server(x, people):
+        return Decoupled(*dual.opened(x), tree.zeros_like(x))
+
+    def client(x):
+        return Row(tree.zeros_like(x), tree.zeros_like(x))
+
+    return stateful(local, serve, server, client, ("c",), aggregate={"c": rules.total()}, steps=work.steps)

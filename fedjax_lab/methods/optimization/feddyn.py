@@ -26,6 +26,7 @@ from fedjax_lab.parts import dual
 from fedjax_lab.parts.clients import Weighting, mass, weigh
 from fedjax_lab.parts.moving import moving
 from fedjax_lab.parts.oracles.directions import clipped, corrected, proximal
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -65,16 +66,9 @@ def feddyn(task: Task, work: Work, *, lam: Positive = 0.1, clip: Positive = floa
     def serve(key, server, aggregate, cohort):
         return Dyn(*dual.closed(dual.Dual(*server[:3]), aggregate["model"], cohort), server.mean_size)  # (3)
 
-    def broadcast(server, client, clock):
-        size = {} if weighting == "uniform" else {"mean_size": server.mean_size}
-        return {"model": server.params, **size}
+    def server(x, people):
+        return Dyn(*dual.opened(x), mass("examples", people) / people.clients)
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Dyn(*dual.opened(params), mass("examples", population) / population.clients),
-        init_client=lambda key, params, facts: tree.zeros_like(params),
-        broadcast=broadcast,
-        serve=serve,
-        steps=work.steps,
-        deploy=lambda server: server.params if evaluate == "model" else server.average,
-    )
+    sends = () if weighting == "uniform" else ("mean_size",)
+    deployed = (lambda server: server.params) if evaluate == "model" else (lambda server: server.average)
+    return stateful(local, serve, server, tree.zeros_like, sends, steps=work.steps, deploy=deployed)

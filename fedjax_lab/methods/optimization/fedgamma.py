@@ -35,11 +35,11 @@ def fedgamma(task: Task, work: Work, *, rho: NonNegative = 0.01, server_lr: Posi
     """
 
     def local(key, message, c_i, data):
-        x, c, plan = message["model"], message["control"], batches(key, data, work)
+        x, c, plan = message["model"], message["c"], batches(key, data, work)
         sharp = ascended(gradient(task), rho)
         y = descend(plan, x, corrected(sharp, tree.sub(c, c_i)), work.optimizer)  # (1)
         change = tree.sub(y.params, x)
         fresh = mean_gradient(c_i, c, change, plan.steps, work.lr)  # (2)
-        return Result({"model": change, "control": tree.sub(fresh, c_i)}, weigh("uniform", data), fresh, metrics={"loss": y.loss})
+        return Result({"model": change, "c": tree.sub(fresh, c_i)}, weigh("uniform", data), fresh, metrics={"loss": y.loss})
 
     return controlled(local, server_lr, steps=work.steps)  # (3), (4)

@@ -23,6 +23,7 @@ from fedjax_lab.parts import dual
 from fedjax_lab.parts.clients import heard, weigh
 from fedjax_lab.parts.moving import moving
 from fedjax_lab.parts.oracles.directions import TINY, clipped, corrected, descend_with, proximal
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import NonNegative, Positive
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -83,12 +84,7 @@ def fedsmoo(task: Task, work: Work, *, rho: NonNegative = 0.1, lam: Positive = 0
         new = dual.closed(dual.Dual(*server[:3]), aggregate["model"], cohort)  # (5)
         return Smoo(*new, tree.select(heard(cohort) > 0, _of_length(rho, aggregate["mu"]), server.s))  # (6)
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Smoo(*dual.opened(params), tree.zeros_like(params)),
-        init_client=lambda key, params, facts: Row(tree.zeros_like(params), tree.zeros_like(params)),
-        broadcast=lambda server, client, clock: {"model": server.params, "s": server.s},
-        serve=serve,
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    def server(x, people):
+        return Smoo(*dual.opened(x), tree.zeros_like(x))
+
+    return stateful(local, serve, server, lambda x: Row(tree.zeros_like(x), tree.zeros_like(x)), ("s",), steps=work.steps)

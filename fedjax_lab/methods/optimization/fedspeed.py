@@ -25,6 +25,7 @@ from fedjax_lab.parts import dual
 from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.moving import moving
 from fedjax_lab.parts.oracles.directions import ascended, clipped, corrected, proximal
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import NonNegative, Positive, Share
 from fedjax_lab.types import Method, Result, Task
@@ -60,12 +61,4 @@ def fedspeed(task: Task, work: Work, *, lam: Positive = 0.1, rho: NonNegative = 
             return dual.closed(server, aggregate["model"], cohort)  # (4)
         return server._replace(params=tree.add(server.params, aggregate["model"]))
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: dual.opened(params),
-        init_client=lambda key, params, facts: tree.zeros_like(params),
-        broadcast=lambda server, client, clock: {"model": server.params},
-        serve=serve,
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    return stateful(local, serve, lambda x, people: dual.opened(x), tree.zeros_like, steps=work.steps)

@@ -25,6 +25,7 @@ from fedjax_lab.parts import intervals
 from fedjax_lab.parts.clients import Weighting, heard, mass, weigh
 from fedjax_lab.parts.cohorts.bernoulli import Probabilities, cyclic
 from fedjax_lab.parts.moving import moving
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range, Share
@@ -78,14 +79,11 @@ def fedstale(task: Task, work: Work, *, beta: Share = 0.5, server_lr: Positive =
         x = tree.select(heard(cohort) > 0, x, server.params) if empty == "skip" else x
         return server._replace(params=x, h=tree.add(server.h, aggregate["news"]))
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Stale(params, tree.zeros_like(params), mass(weighting, population)),
-        init_client=lambda key, params, facts: Memory(tree.zeros_like(params), intervals.never()),
-        broadcast=lambda server, client, clock: {"model": server.params},
-        serve=serve,
-        aggregate={field: rules.total() for field in ("model", "stale", "news")},
-        up={"stale": known(), "news": known()},
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    def server(x, people):
+        return Stale(x, tree.zeros_like(x), mass(weighting, people))
+
+    def client(x):
+        return Memory(tree.zeros_like(x), intervals.never())
+
+    sums = {field: rules.total() for field in ("model", "stale", "news")}
+    return stateful(local, serve, server, client, aggregate=sums, up={"stale": known(), "news": known()}, steps=work.steps)

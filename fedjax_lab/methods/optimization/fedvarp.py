@@ -19,6 +19,7 @@ from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.clients import heard, weigh
 from fedjax_lab.parts.moving import moving, stepped
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
@@ -53,13 +54,4 @@ def fedvarp(task: Task, work: Work, *, server_lr: Positive = 1.0) -> Method:
         v = tree.add(news, server.h)  # (2)
         return Varp(stepped(server_lr, v, server.params), tree.axpy(heard(cohort) / cohort.clients, moving(news), server.h))
 
-    return Method(
-        local,
-        init_server=lambda key, params, population: Varp(params, tree.zeros_like(params)),
-        init_client=lambda key, params, facts: tree.zeros_like(params),
-        broadcast=lambda server, client, clock: {"model": server.params},
-        serve=serve,
-        up={"stale": known()},
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    return stateful(local, serve, lambda x, people: Varp(x, tree.zeros_like(x)), tree.zeros_like, up={"stale": known()}, steps=work.steps)

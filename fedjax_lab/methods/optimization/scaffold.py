@@ -40,14 +40,14 @@ def scaffold(task: Task, work: Work, *, server_lr: Positive = 1.0, option: Liter
         raise ValueError("'scaffold' option II refuses the client_optimizer: it must be sgd without momentum or decay; choose option I")
 
     def local(key, message, c_i, data):
-        x, c, plan = message["model"], message["control"], batches(key, data, work)
+        x, c, plan = message["model"], message["c"], batches(key, data, work)
         y = descend(plan, x, corrected(gradient(task), tree.sub(c, c_i)), work.optimizer)  # (1)
         change = tree.sub(y.params, x)
         if option == "I":
             fresh = full_gradient(key, task, x, data, work)  # (2)
         else:
             fresh = mean_gradient(c_i, c, change, plan.steps, work.lr)  # (2)
-        upload = {"model": change, "control": tree.sub(fresh, c_i)}
+        upload = {"model": change, "c": tree.sub(fresh, c_i)}
         return Result(upload, weigh("uniform", data), fresh, metrics={"loss": y.loss})
 
     return controlled(local, server_lr, steps=work.steps)  # (3), (4)

@@ -19,6 +19,7 @@ from fedjax_lab import tree
 from fedjax_lab.local import Work
 from fedjax_lab.parts.clients import Weighting, local_sgd
 from fedjax_lab.parts.moving import moving, stepped
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Share
 from fedjax_lab.types import Method, Task, Tree
@@ -48,11 +49,4 @@ def slowmo(task: Task, work: Work, *, beta: Share = 0.7, alpha: Positive = 1.0, 
         x = stepped(0, aggregate["model"], server.params)  # statistics only
         return Slow(tree.axpy(-alpha * work.lr, m, x), m)  # (3)
 
-    return Method(
-        local_sgd(task, work, weighting),  # (1)
-        init_server=lambda key, params, population: Slow(params, tree.zeros_like(params)),
-        broadcast=lambda server, client, clock: {"model": server.params},
-        serve=serve,
-        steps=work.steps,
-        deploy=lambda server: server.params,
-    )
+    return stateful(local_sgd(task, work, weighting), serve, lambda x, people: Slow(x, tree.zeros_like(x)), steps=work.steps)  # (1)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import pytest
+from absl import flags
+
+from experiments import screen, train
+from fedjax_lab import workdir
+
+SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2")
+
+
+class Done(NamedTuple):
+    """A finished call of experiments.train: its exit status, what it printed and its folder."""
+
+    status: int
+    out: str
+    err: str
+    path: pathlib.Path
+
+    @property
+    def rows(self) -> list[dict]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in workdir.history(str(self.path))]
+
+
+@pytest.fixture
+def job(monkeypatch, capsys, tmp_path):
+    """Calls experiments.train in this process with flags of its own."""
+
+    def call(*argv: str, base: tuple[str, ...] = SMALL) -> Done:
+        path = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+        values = flags.FlagValues()
+        for module in (flags, train):
+            monkeypatch.setattr(module, "FLAGS", values)
+        train.define()
+        capsys.readouterr()
+        try:
+            status = train.main(screen.parse_flags(["train", f"--workdir={path}", *base, *argv]))
+        except SystemExit as stop:
+            status = stop.code
+        return Done(status, *capsys.readouterr(), path)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FEDJAX_LAB_DATA", raising=False)
+    names = ("jax_default_matmul_precision", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield call
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,0 +1,47 @@
+"""Writes tests/STATUS.md from the registry: which systems are done, tested and measured. Run it after adding one: python tests/status.py"""
+from __future__ import annotations
+
+import json
+import pathlib
+
+from fedjax_lab import registry
+
+TESTS = pathlib.Path(__file__).parent
+CLAIMS = TESTS.parent / "experiments" / "CLAIMS.json"
+
+
+def table() -> str:
+    """The whole file."""
+    measured = {row["method"] for row in json.loads(CLAIMS.read_text())} if CLAIMS.exists() else set()
+    lines = [
+        "# Systems", "",
+        "Written by `python tests/status.py`. Oracle: an independent numpy implementation that the engine equals over several rounds;",
+        "tests: files that name the system beside the contract matrix, which covers every method; measured: rows in experiments/CLAIMS.json.", "",
+        "| system | kind | family | year | oracle | tests | measured |", "|---|---|---|---|---|---|---|",
+    ]
+    for name, factory in registry.systems().items():
+        info = factory.info
+        cells = [f"`{name}`", info.kind, info.family, str(info.year), _mark(_oracle(name)), ", ".join(_tests(name)) or "-", _mark(name in measured)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mark(yes: bool) -> str:
+    return "yes" if yes else "-"
+
+
+def _oracle(name: str) -> bool:
+    return (TESTS / "methods" / "oracles" / f"{name.replace('-', '_')}.py").exists()
+
+
+def _tests(name: str) -> list[str]:
+    module = registry.catalog()[name].__module__.rsplit(".", 1)[-1]
+    found = {p.name for stem in (module, name.replace("-", "_")) for p in TESTS.glob(f"*/test_{stem}.py")}
+    if not found:
+        word = name.replace("-", "_")
+        found = {p.name for p in (TESTS / "parts").glob("test_*.py") if word in p.read_text()}
+    return sorted(found)
+
+
+if __name__ == "__main__":
+    (TESTS / "STATUS.md").write_text(table())
