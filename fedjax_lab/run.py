@@ -179,7 +179,8 @@ def rounds(prepared: Prepared) -> Iterator[tuple[State, dict[str, float]]]:
 def _row(record, clock: int, count: int, seconds: float, traffic: np.ndarray) -> dict[str, float]:
     ledger = ("ids", "mask", "finite", "bytes_up", "bytes_down")
     trained = {f"train_{k}": float(v[:count].mean()) for k, v in record.rounds.items() if k not in ledger and count}
-    evaluated = {k: float(v) for k, v in record.evaluation.items()}
+    names = sorted(record.evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
+    evaluated = {k: float(record.evaluation[k]) for k in names}
     return {"round": clock, "seconds": round(seconds, 4), **evaluated, **trained, "bytes_up": int(traffic[0]), "bytes_down": int(traffic[1])}
 
 

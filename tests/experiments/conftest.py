@@ -10,7 +10,7 @@ from absl import flags
 from experiments import screen, train
 from fedjax_lab import workdir
 
-SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2")
+SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=1")
 
 
 class Done(NamedTuple):
@@ -26,8 +26,28 @@ class Done(NamedTuple):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in workdir.history(str(self.path))]
 
 
+@pytest.fixture(scope="session")
+def kept():
+    """Runs that several tests look at."""
+    return {}
+
+
 @pytest.fixture
-def job(monkeypatch, capsys, tmp_path):
+def plain(job, kept) -> Done:
+    """The small run without further flags, made once."""
+    if "plain" not in kept:
+        kept["plain"] = job()
+    return kept["plain"]
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """Compiled programs of this session's runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def job(monkeypatch, capsys, tmp_path, programs):
     """Calls experiments.train in this process with flags of its own."""
 
     def call(*argv: str, base: tuple[str, ...] = SMALL) -> Done:
@@ -43,7 +63,8 @@ def job(monkeypatch, capsys, tmp_path):
             status = stop.code
         return Done(status, *capsys.readouterr(), path)
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jax.devices()  # the backend starts with the devices of tests/conftest.py, whatever --devices says
+    monkeypatch.setenv("XDG_CACHE_HOME", str(programs))
     monkeypatch.delenv("FEDJAX_LAB_DATA", raising=False)
     names = ("jax_default_matmul_precision", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}

@@ -1,6 +1,7 @@
 """What a run leaves behind: complete, reproducible, and enough to predict with."""
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -17,8 +18,8 @@ CLIENTS = {f"client_test_accuracy_{k}" for k in ("mean", "worst_decile", "std")}
 KEYS = {"round", "seconds", "test_accuracy", "test_loss", "bytes_up", "bytes_down"} | CLIENTS
 
 
-def test_files(job):
-    done = job()
+def test_files(plain):
+    done = plain
     names = {p.name for p in done.path.iterdir()}
     assert names == {"config.json", "run.flags", "partition.json", "metrics.jsonl", "curves.png", "checkpoint"}
     assert (done.path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -33,7 +34,7 @@ def test_metrics(job):
     parameters = 64 * 10 + 10
     for row in rows:
         assert row["bytes_up"] == row["bytes_down"] == row["round"] * 3 * parameters * 4
-    assert all(b["seconds"] > a["seconds"] for a, b in zip(rows, rows[1:]))
+    assert all(b["seconds"] > a["seconds"] for a, b in itertools.pairwise(rows))
     assert all(0 <= row["client_test_accuracy_worst_decile"] <= row["client_test_accuracy_mean"] <= 1 for row in rows)
 
 
@@ -44,7 +45,7 @@ def test_metrics_of_personal_models(job):
 
 
 @pytest.mark.parametrize("given", [
-    (), ("--set=lr=0.03", "--set=batch_size=full", "--set=client_optimizer=momentum:0.5,nesterov=true", "--seed=3"),
+    ("--set=lr=0.03", "--set=batch_size=full", "--set=client_optimizer=momentum:0.5,nesterov=true", "--seed=3"),
     ("--method=fedprox", "--set=mu=0.3", "--task=digits_mlp:widths=8/4", "--partition=longtail:2+shards:2", "--client_test=0.25"),
 ])
 def test_run_flags_run_it_again(job, given):
@@ -64,7 +65,7 @@ def test_flags_of_every_method_read_back():
         assert configs.make({k: v for k, v in text.items() if k not in options}) == configs.make({"target_accuracy": 0.5, "chunk": 4, "rounds": 7})
 
 
-@pytest.mark.parametrize("task", ["digits_logreg", "digits_mlp:widths=32/32", "digits_cnn"])
+@pytest.mark.parametrize("task", ["digits_logreg", "digits_mlp:widths=32/32"])
 def test_load_predicts_what_was_reported(job, task):
     done = job(f"--task={task}", "--rounds=1")
     model, test = fedjax_lab.load(str(done.path)), sources.digits().test
@@ -81,9 +82,9 @@ def test_load_refuses_what_is_no_run(job, tmp_path):
         fedjax_lab.load(str(broken.path))
 
 
-def test_python_call_is_the_same_run(job):
-    run = fedjax_lab.train(task="digits_logreg", clients=8, cohort=3, rounds=4, eval_every=2)
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in run.history] == job().rows
+def test_python_call_is_the_same_run(plain):
+    run = fedjax_lab.train(task="digits_logreg", clients=8, cohort=3, rounds=4, eval_every=2, devices=1)
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in run.history] == plain.rows
 
 
 def test_default_folder(job, tmp_path, monkeypatch):
