@@ -65,4 +65,4 @@ def fields() -> list[dataclasses.Field]:
 def flags(config: Config) -> list[str]:
     """The command-line flags that make this configuration, the defaults left out."""
     changed = [f"--{f.name}={getattr(config, f.name)}" for f in fields() if getattr(config, f.name) != f.default]
-    return changed + [f"--set={k}={v}" for k, v in config.options.items()]
+    return changed + [f"--set={k}={'/'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in config.options.items()]

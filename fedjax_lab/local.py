@@ -57,6 +57,7 @@ class Work(NamedTuple):
     batch_size: int | str
     optimizer: optax.GradientTransformation
     plain: bool = True  # the optimizer is SGD without momentum or decay, which some methods need
+    named: str = "sgd"  # the optimizer as it was asked for, for messages
 
     def steps(self, size: jax.Array) -> jax.Array:
         """Local steps of clients with `size` examples (any shape); none without data."""

@@ -44,7 +44,7 @@ def training(
         in every round.
     """
     optimizer, plain = client_optimizer_of(client_optimizer, lr)
-    return Work(lr, epochs, local_steps, batch_size, optimizer, plain)
+    return Work(lr, epochs, local_steps, batch_size, optimizer, plain, client_optimizer)
 
 
 def _sgd(lr, *, momentum: spec.Share = 0.0, nesterov: bool = False, weight_decay: spec.NonNegative = 0.0):
@@ -114,7 +114,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
                 raise ValueError(f"'{name}' has no option '{min(unknown)}'; valid: {valid}")
             work = training(**{k: options.pop(k, p.default) for k, p in shared.items()})
             if plain_sgd and not work.plain:
-                raise ValueError(f"'{name}' refuses the client_optimizer: it must be sgd without momentum or decay, {plain_sgd}")
+                raise ValueError(f"'{name}' refuses client_optimizer '{work.named}': it must be sgd without momentum or decay, {plain_sgd}")
             return factory(task, work, **options)._replace(info=info)
 
         del build.__wrapped__

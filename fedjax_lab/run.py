@@ -171,7 +171,9 @@ def rounds(prepared: Prepared) -> Iterator[tuple[State, dict[str, float]]]:
         clock += count
         traffic += [int(record.rounds[k][:count].astype(np.int64).sum()) for k in ("bytes_up", "bytes_down")]
         yield state, _row(record, clock, count, time.perf_counter() - started, traffic)
-        reached = config.target_accuracy is not None and record.evaluation.get("test_accuracy", 0) >= config.target_accuracy
+        if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
+            raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
+        reached = config.target_accuracy is not None and record.evaluation["test_accuracy"] >= config.target_accuracy
         if clock >= config.rounds or reached:
             return
 

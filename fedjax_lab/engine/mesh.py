@@ -22,7 +22,8 @@ def make(devices: int | None = None) -> Mesh:
     if not 1 <= count <= len(available):
         raise ValueError(f"devices={count}: this process sees {len(available)} ({available[0].platform}); choose 1..{len(available)}")
     if count & (count - 1):
-        raise ValueError(f"devices={count}: must be a power of two")
+        choices = ", ".join(str(1 << i) for i in range(len(available).bit_length()))
+        raise ValueError(f"devices={count}: lanes are dealt to a power of two of devices; choose {choices}")
     return Mesh(np.array(available[:count]), (CLIENTS,), axis_types=(AxisType.Auto,))
 
 

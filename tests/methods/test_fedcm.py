@@ -31,5 +31,5 @@ def test_the_second_field_costs_nothing_up_and_d_down():
 
 
 def test_it_needs_plain_sgd():
-    with pytest.raises(ValueError, match="'fedcm' refuses the client_optimizer"):
+    with pytest.raises(ValueError, match="'fedcm' refuses client_optimizer"):
         bench.make("fedcm", client_optimizer="adam")

@@ -61,5 +61,5 @@ def test_options_change_the_step():
 
 
 def test_it_refuses_what_is_not_linear():
-    with pytest.raises(ValueError, match="'fednova' refuses the client_optimizer"):
+    with pytest.raises(ValueError, match="'fednova' refuses client_optimizer"):
         bench.make("fednova", client_optimizer="adam")

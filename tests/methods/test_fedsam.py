@@ -30,6 +30,6 @@ def test_the_direction_on_a_bowl():
 
 def test_only_the_momentum_needs_plain_sgd_and_a_second_message():
     assert bench.make("fedsam", client_optimizer="momentum:0.9").info.name == "fedsam"
-    with pytest.raises(ValueError, match="alpha below 1 refuses the client_optimizer"):
+    with pytest.raises(ValueError, match="alpha below 1 refuses client_optimizer"):
         bench.make("fedsam", client_optimizer="momentum:0.9", alpha=0.1)
     assert [bench.run(bench.make("fedsam", alpha=a), rounds=1)[1].rounds["bytes_down"][0, 0] for a in (1.0, 0.5)] == [12, 24]

@@ -42,7 +42,7 @@ def test_it_reaches_the_optimum_with_half_of_the_clients(option):
 
 
 def test_option_two_needs_plain_sgd():
-    with pytest.raises(ValueError, match="'scaffold' option II refuses the client_optimizer"):
+    with pytest.raises(ValueError, match="'scaffold' option II refuses client_optimizer"):
         bench.make("scaffold", client_optimizer="momentum:0.9")
     assert bench.make("scaffold", client_optimizer="momentum:0.9", option="I").info.stateful
 

@@ -47,7 +47,7 @@ def fednova(task: Task, work: Work, *, server_lr: Positive = 1.0, mu: NonNegativ
       weighting: clients count by their examples, or all alike.
     """
     if not _linear(work.optimizer):
-        raise ValueError("'fednova' refuses the client_optimizer: it must be sgd or momentum, whose steps are linear in the gradients")
+        raise ValueError(f"'fednova' refuses client_optimizer '{work.named}': it must be sgd or momentum, whose steps are linear in the gradients")
 
     def local(key, message, client, data):
         x, plan = message["model"], batches(key, data, work)

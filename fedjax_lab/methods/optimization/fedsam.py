@@ -39,7 +39,7 @@ def fedsam(task: Task, work: Work, *, rho: NonNegative = 0.05, alpha: Share = 1.
       weighting: clients count by their examples, or all alike.
     """
     if alpha != 1 and not work.plain:
-        raise ValueError("'fedsam' with alpha below 1 refuses the client_optimizer: it must be sgd without momentum or decay")
+        raise ValueError(f"'fedsam' with alpha below 1 refuses client_optimizer '{work.named}': it must be sgd without momentum or decay")
 
     def plain(key, message, client, data):
         x = message["model"]

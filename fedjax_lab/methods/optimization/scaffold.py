@@ -37,7 +37,7 @@ def scaffold(task: Task, work: Work, *, server_lr: Positive = 1.0, option: Liter
       option: how c_i is refreshed: I with the full gradient at the model received, II with the mean gradient of the local steps.
     """
     if option == "II" and not work.plain:
-        raise ValueError("'scaffold' option II refuses the client_optimizer: it must be sgd without momentum or decay; choose option I")
+        raise ValueError(f"'scaffold' option II refuses client_optimizer '{work.named}': it must be sgd without momentum or decay; choose option I")
 
     def local(key, message, c_i, data):
         x, c, plan = message["model"], message["c"], batches(key, data, work)
