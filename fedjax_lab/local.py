@@ -123,7 +123,8 @@ def descend(batches: Batches, params: Tree, direction: Direction, optimizer: opt
         update, state = optimizer.update(v, state, y)
         return with_stats(optax.apply_updates(y, update), stats), state, total + loss
 
-    zero = 0 * jnp.sum(batches.steps, dtype=jnp.float32)  # varies over the mesh as the carry does
+    loss = jax.eval_shape(lambda: direction(batches.key, params, batches.at(jnp.int32(0)))[0])
+    zero = 0 * jnp.sum(batches.steps, dtype=loss.dtype)  # varies over the mesh as the carry does
     y, _, total = loop(batches, (params, optimizer.init(params), zero), step)
     return Descent(y, total / jnp.maximum(batches.steps, 1))
 

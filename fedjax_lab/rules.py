@@ -28,8 +28,8 @@ def _weighted(acc: Tree, value: Tree, weight: Tree) -> Tree:
 def mean() -> Streaming:
     """The weighted mean of what was heard, entry by entry where weights are; zero where nothing was."""
 
-    def zero(like):
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), like), jnp.float32(0)
+    def zero(value, weight):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), value), jax.tree.map(jnp.zeros_like, weight)
 
     def add(acc, value, weight):
         total, heard = acc
@@ -50,7 +50,7 @@ def mean() -> Streaming:
 def total() -> Streaming:
     """The weighted sum, not divided."""
 
-    def zero(like):
+    def zero(like, weight):
         return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), like)
 
     def add(acc, value, weight):

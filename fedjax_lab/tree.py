@@ -38,7 +38,7 @@ def strong(tree: Tree) -> Tree:
 
 def finite(tree: Tree) -> jax.Array:
     """Whether the sum of all entries is finite, a scalar: one pass, and NaN or infinity anywhere shows."""
-    leaves = [jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    leaves = [jnp.sum(x, dtype=jnp.float32) for x in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.isfinite(sum(leaves, jnp.float32(0)))
 
 

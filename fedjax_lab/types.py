@@ -182,11 +182,12 @@ class Wire(NamedTuple):
 class Streaming(NamedTuple):
     """An aggregation rule that sees one upload at a time.
 
-    zero: (like) -> acc, of the shapes of the upload;  add: (acc, value, weight) -> acc, where weight 0 adds nothing;
+    zero: (value, weight) -> acc before anything was added, from arrays of the shapes to come;
+    add: (acc, value, weight) -> acc, where weight 0 adds nothing;
     merge: (acc, acc) -> acc, associative;  finish: (acc) -> aggregate, defined (no NaN) when nothing was added.
     """
 
-    zero: Callable[[Tree], Tree]
+    zero: Callable[[Tree, Tree], Tree]
     add: Callable[[Tree, Tree, Any], Tree]
     merge: Callable[[Tree, Tree], Tree]
     finish: Callable[[Tree], Tree]

@@ -25,7 +25,7 @@ for w in ("by entry", "by row"):
 
 
 def fold(rule, values, weights, order=None):
-    acc = rule.zero(jax.tree.map(lambda x: x[0], values))
+    acc = rule.zero(*jax.tree.map(lambda x: x[0], (values, weights)))
     for i in range(len(jax.tree.leaves(values)[0])) if order is None else order:
         acc = rule.add(acc, *jax.tree.map(lambda x: x[i], (values, weights)))  # noqa: B023
     return acc
@@ -69,14 +69,14 @@ def test_merging_parts_in_any_grouping_is_adding_all(name, kind):
     left, right, flat = rule.merge(rule.merge(a, b), c), rule.merge(a, rule.merge(b, c)), fold(rule, whole, weights)
     jax.tree.map(np.testing.assert_array_equal, left, right)
     jax.tree.map(np.testing.assert_array_equal, left, flat)
-    nothing = rule.zero(jax.tree.map(lambda x: x[0], whole))
+    nothing = rule.zero(*jax.tree.map(lambda x: x[0], (whole, weights)))
     jax.tree.map(np.testing.assert_array_equal, rule.finish(rule.merge(flat, nothing)), rule.finish(flat))
 
 
 @pytest.mark.parametrize("name", ["mean", "total"])
 def test_nothing_heard_is_zero(name):
     rule = getattr(rules, name)()
-    out = [rule.finish(rule.zero(VALUES)), rule.finish(fold(rule, VALUES, 0 * SCALARS))]
+    out = [rule.finish(rule.zero(VALUES, SCALARS[0])), rule.finish(fold(rule, VALUES, 0 * SCALARS))]
     for leaf in jax.tree.leaves(out):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, 0)

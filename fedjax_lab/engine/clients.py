@@ -64,6 +64,8 @@ def layout(mesh: Mesh, slots: int, chunk: int, lanes: int) -> Layout:
     """
     if lanes < mesh.size or lanes & (lanes - 1):
         raise ValueError(f"lanes={lanes}: must be a power of two of at least the {mesh.size} devices")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: choose 1..{-(-slots // mesh.size)}")
     return Layout(mesh, slots, max(1, min(chunk, -(-slots // mesh.size))), lanes)
 
 
@@ -102,7 +104,7 @@ def sweep(
         shared = meshes.varying(shared)
         local_lanes = lay.lanes // lay.devices
         first = jax.eval_shape(body, shared, *_piece((slots, rows), 0))
-        zeros = {f: _stack_zero(rules[f], first.summands[f][0], local_lanes) for f in rules}
+        zeros = {f: _stack_zero(rules[f], first.summands[f], local_lanes) for f in rules}
         stacked = meshes.varying(jax.tree.map(lambda x: jnp.zeros((mask.shape[0], *x.shape), x.dtype), first.stacked))
 
         def chunk(i, carry):
@@ -145,8 +147,9 @@ def _map(body, shared, piece, width):
     return jax.tree.map(lambda x: jnp.asarray(x)[None], body(shared, *_piece(piece, 0)))
 
 
-def _stack_zero(rule: Streaming, like: Tree, lanes: int) -> Tree:
-    return jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), jax.eval_shape(rule.zero, like))
+def _stack_zero(rule: Streaming, like: tuple[Tree, Tree], lanes: int) -> Tree:
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), rule.zero(*blank))
 
 
 def _fold(rule: Streaming, lanes: Tree, value: Tree, weight: Tree, start, chunk: int, local_lanes: int) -> Tree:

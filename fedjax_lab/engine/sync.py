@@ -73,8 +73,10 @@ def build(
     Raises:
       ValueError: if the cohort is larger than the population, or the lanes do not fit the devices.
     """
-    if participation.slots > population.clients:
-        raise ValueError(f"cohort={participation.slots}: more than the {population.clients} clients; choose 1..{population.clients}")
+    if not 1 <= participation.slots <= population.clients:
+        raise ValueError(f"cohort={participation.slots}: of {population.clients} clients; choose 1..{population.clients}")
+    if length < 1:
+        raise ValueError(f"length={length}: choose 1 or more rounds")
     mesh = meshes.make() if mesh is None else mesh
     capacity = tuple(max(1, int(np.max(stream.size, initial=0))) for stream in (population.train, population.test))
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
@@ -187,17 +189,21 @@ def _report(traces: list[exchange.Trace], cohort: Cohort) -> Mapping[str, jax.Ar
     heard = jnp.maximum(jnp.sum(cohort.mask), 1)
     metrics = {k: jnp.sum(jnp.where(cohort.mask, v, 0)) / heard for t in traces for k, v in t.metrics.items()}
     ledger = {name: sum(getattr(t, name) for t in traces) for name in ("bytes_up", "bytes_down")}
-    finite = jnp.all(jnp.stack([t.finite for t in traces]), 0)
+    finite = jnp.ones_like(cohort.mask)
+    for t in traces:  # what broke in one phase spreads in the next: the first names the clients
+        finite = jnp.where(jnp.all(finite), t.finite | ~cohort.mask, finite)
     return {**metrics, **ledger, "finite": finite, "ids": cohort.ids, "mask": cohort.mask}
 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:
     params = s.method.deploy(state.server)
     values = evaluate.per_example(s.task, params, world.population.test.examples, s.lay.mesh, s.eval_batch)
-    report = {**evaluate.central(values), **evaluate.spread(evaluate.per_client(values, world.panel), "")}
+    report, ids = evaluate.central(values), world.panel.ids
+    if not ids.shape[0]:
+        return report
+    report |= evaluate.spread(evaluate.per_client(values, world.panel), "")
     if s.method.personal is None:
         return report
-    ids = world.panel.ids
     lay = sweeps.layout(s.lay.mesh, ids.shape[0], s.lay.chunk, s.lay.lanes)
     key = keys.purpose(state.key, "personal")
     own = evaluate.personal(s, key, state.server, _gather(state.clients, ids), world, lay)

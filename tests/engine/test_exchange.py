@@ -40,7 +40,7 @@ def deployed(server):
 
 
 largest = Streaming(
-    zero=lambda like: jnp.full(like.shape, -jnp.inf, like.dtype),
+    zero=lambda like, weight: jnp.full(like.shape, -jnp.inf, like.dtype),
     add=lambda acc, value, weight: jnp.where(weight == 0, acc, jnp.maximum(acc, value)),
     merge=jnp.maximum,
     finish=lambda acc: acc,

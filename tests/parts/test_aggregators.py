@@ -88,7 +88,7 @@ def test_a_minority_cannot_leave_the_honest_range(bad):
 
 
 def run(rule, stack, weights):
-    acc = rule.zero(jax.tree.map(lambda v: v[0], stack))
+    acc = rule.zero(jax.tree.map(lambda v: v[0], stack), jnp.float32(0))
     for i, w in enumerate(weights):
         acc = rule.add(acc, jax.tree.map(lambda v, i=i: v[i], stack), jnp.float32(w))
     return rule.finish(acc)
