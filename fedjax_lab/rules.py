@@ -17,7 +17,7 @@ def spread(weight: Any, value: Tree) -> Tree:
 
 
 def _wide(dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 def _weighted(acc: Tree, value: Tree, weight: Tree) -> Tree:

@@ -109,4 +109,5 @@ def _shrunk(x: np.ndarray, side: int) -> np.ndarray:
     cover = np.clip(np.minimum(edges[1:, None], np.arange(1, x.shape[1] + 1)) - np.maximum(edges[:-1, None],
                                                                                            np.arange(x.shape[1])), 0, None)
     cover = (cover / cover.sum(1, keepdims=True)).astype(np.float32)
-    return np.einsum("ih,mhwc,jw->mijc", cover, x, cover, optimize=True)
+    averages = np.einsum("ih,mhwc,jw->mijc", cover, x, cover, optimize=True)
+    return np.clip(averages, x.min(), x.max())  # weights sum to one only up to rounding
