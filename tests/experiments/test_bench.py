@@ -50,7 +50,8 @@ def test_one_object_with_the_accuracy_of_the_same_run_untimed(given, halves, cap
     assert out.count("\n") == 1 and row.keys() >= KEYS and {"fedjax_lab", "jax"} <= row["versions"].keys()
     assert (row["workload"], row["rounds"], row["clients"], row["cohort"], row["devices"], row["chunk"]) == ("digits", 2, 12, 10, 1, 1)
     assert row["clients_per_second"] * row["seconds_per_round"] == pytest.approx(10)
-    assert 200 <= row["examples_per_second"] * row["seconds_per_round"] <= 210
+    examples = row["examples_per_second"] * row["seconds_per_round"]
+    assert 200 <= round(examples, 6) <= 210  # the quotient and the product round
     assert 0 < row["compile_seconds"] and 30 < row["peak_rss_mb"]
     untimed = made[0]._replace(config=dataclasses.replace(made[0].config, rounds=3))
     assert row["test_accuracy"] == run.follow(untimed).history[-1]["test_accuracy"]
