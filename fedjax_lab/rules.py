@@ -50,8 +50,8 @@ def mean() -> Streaming:
 def total() -> Streaming:
     """The weighted sum, not divided."""
 
-    def zero(like, weight):
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), like)
+    def zero(value, weight):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), value)
 
     def add(acc, value, weight):
         return _weighted(acc, value, spread(weight, value))
