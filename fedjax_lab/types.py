@@ -87,10 +87,17 @@ class Population(NamedTuple):
         return self.train.size.shape[0]
 
 
+class Census(NamedTuple):
+    """What is known of the clients at set-up, without their data: N, and int32 [N] training examples, on the host."""
+
+    clients: int
+    size: Any
+
+
 class View(NamedTuple):
     """One client's window on a Stream, inside the mapped client function.
 
-    size: int32 scalar;  capacity: static upper bound of size over the population.
+    client: int32 scalar, its place in the stream;  size: int32 scalar;  capacity: static upper bound of size over the population.
     """
 
     stream: Stream
@@ -119,7 +126,8 @@ class ClientData(NamedTuple):
 
     id, clock: int32 scalars (who, and which round);  train, test: views;  counts: [C];
     allowance: int32 scalar, the most local steps that the engine grants (a straggler gets fewer).
-    keep: what this client kept in the phase before, () in the first.
+    keep: what this client kept in the phase before it with the same cohort, () in the first.
+    present: bool scalar, whether the client is in the round's cohort; in a phase over everyone it may not be.
     """
 
     id: jax.Array
@@ -129,6 +137,7 @@ class ClientData(NamedTuple):
     counts: jax.Array
     allowance: jax.Array
     keep: Tree = ()
+    present: jax.Array | bool = True
 
     @property
     def size(self) -> jax.Array:
@@ -137,7 +146,7 @@ class ClientData(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """Who took part in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number)."""
+    """Who was heard in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number)."""
 
     ids: jax.Array
     mask: jax.Array
@@ -212,7 +221,11 @@ class Info(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One exchange between the server and the cohort; see Method for the fields."""
+    """One exchange between the server and the cohort; see Method for the fields.
+
+    everyone: the exchange is with all N clients of the population, whoever was drawn.
+    when: (key, clock) -> bool scalar: in which rounds the exchange takes place; all phases of a round get the same key. Always where None.
+    """
 
     local: Callable[..., Result]
     broadcast: Callable[..., Mapping[str, Tree]]
@@ -220,9 +233,11 @@ class Phase(NamedTuple):
     down: Mapping[str, Wire]
     aggregate: Mapping[str, Streaming | Stacked]
     serve: Callable[..., Tree]
+    everyone: bool = False
+    when: Callable[[Key, jax.Array], jax.Array] | None = None
 
 
-def _params_as_server(key: Key, params: Tree, population: Population) -> Tree:
+def _params_as_server(key: Key, params: Tree, census: Census) -> Tree:
     return params
 
 
@@ -242,7 +257,7 @@ class Method(NamedTuple):
     """A federated algorithm: one client, one server, pure functions. FedAvg is `local` and nothing else.
 
     local: (key, message, client, data) -> Result, for ONE client.
-    init_server: (key, params, population) -> server, any pytree; by default the parameters themselves.
+    init_server: (key, params, census) -> server, any pytree; by default the parameters themselves.
     init_client: (key, params, facts) -> the persistent row of ONE client, () if stateless; facts are id, size and counts.
     broadcast: (server, client_id, clock) -> {field: tree}, the message to one client; by default {"model": server}.
     serve: (key, server, {field: aggregate}, cohort) -> server; by default the mean change is added.
@@ -274,7 +289,11 @@ class Method(NamedTuple):
         """The phases of a round, in order."""
         if self.phases:
             return self.phases
-        return (Phase(self.local, self.broadcast, self.up, self.down, self.aggregate, self.serve),)
+        return (self.phase(),)
+
+    def phase(self, **changes: Any) -> Phase:
+        """The fields local .. serve as a Phase, with changes."""
+        return Phase(self.local, self.broadcast, self.up, self.down, self.aggregate, self.serve)._replace(**changes)
 
 
 class Facts(NamedTuple):
@@ -285,16 +304,31 @@ class Facts(NamedTuple):
     counts: jax.Array
 
 
+class Draw(NamedTuple):
+    """Who was drawn for a round.
+
+    state: the sampler's, after this round;  ids: int32 [S], distinct where the mask holds;  mask: bool [S], who starts.
+    heard: bool [S], whose upload arrives, among those who start: the others work in vain and keep their old row.
+    allowance: int32 [S], the most local steps.   metrics: {name: scalar}, such as "overflow".
+    """
+
+    state: Tree
+    ids: jax.Array
+    mask: jax.Array
+    heard: jax.Array
+    allowance: jax.Array
+    metrics: Mapping[str, jax.Array] = {}
+
+
 class Participation(NamedTuple):
     """Who takes part in which round, pure in the round.
 
-    slots: S, static.   init: (key, population) -> state.
-    draw: (key, state, clock) -> (state, ids int32 [S], mask bool [S], allowance int32 [S]); ids are distinct where the mask holds.
+    slots: S, static.   init: (key, census) -> state.   draw: (key, state, clock) -> Draw.
     """
 
     slots: int
-    init: Callable[[Key, Population], Tree]
-    draw: Callable[[Key, Tree, jax.Array], tuple[Tree, jax.Array, jax.Array, jax.Array]]
+    init: Callable[[Key, Census], Tree]
+    draw: Callable[[Key, Tree, jax.Array], Draw]
 
 
 class State(NamedTuple):
@@ -331,8 +365,9 @@ class Simulation(NamedTuple):
 class Record(NamedTuple):
     """What a segment reports.
 
-    rounds: {name: [R, ...]} per round, rows beyond the rounds asked for are zero: "loss" [R], "ids", "mask" and "finite" [R, S],
-        "bytes_up" and "bytes_down" [R, S] uint32, the method's own metrics [R].
+    rounds: {name: [R, ...]} per round, rows beyond the rounds asked for are zero: "loss" [R], "ids", "mask" (who started), "heard" and
+        "finite" [R, S], "bytes_up" and "bytes_down" [R, S] uint32, the method's and the sampler's own metrics [R]; where a phase is
+        with everyone, "all_finite", "all_bytes_up" and "all_bytes_down" [R, N] of such phases, by id.
     evaluation: {name: scalar}, the models after the last round.
     """
 

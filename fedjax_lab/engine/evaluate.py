@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_lab import keys
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.engine.exchange import Slot
 from fedjax_lab.types import Population, Task, Tree
 
 
@@ -96,7 +97,7 @@ def personal(setting, key, server: Tree, rows: Tree, world: Tree, lay: sweeps.La
     def body(shared, slot, row):
         world, server, key = shared
         client, test_rows = slot
-        data = setting.view(world, client, jnp.int32(0), unlimited)
+        data = setting.view(world, Slot(client, client, unlimited, *[jnp.ones((), bool)] * 3), jnp.int32(0))
         model = setting.method.personal(keys.for_client(key, client), server, row, data)
         test_rows = jnp.pad(test_rows, (0, pieces * batch - width), constant_values=-1).reshape(pieces, batch)
 

@@ -14,12 +14,20 @@ from fedjax_lab.types import ClientData, Cohort, Key, Phase, Streaming, Tree, Wi
 
 
 class Slot(NamedTuple):
-    """One place in a cohort: who sits there, how many steps it may take, whether it is filled, what it kept from the phase before."""
+    """One place in a cohort.
+
+    id: who sits there;  at: that client's place in the population's streams;  allowance: how many steps it may take;
+    mask: whether it starts;  heard: whether its upload arrives;  present: whether it was drawn for the round;
+    keep: what it kept from the phase before.
+    """
 
     id: jax.Array
+    at: jax.Array
     allowance: jax.Array
     mask: jax.Array
-    keep: Tree
+    heard: jax.Array
+    present: jax.Array
+    keep: Tree = ()
 
 
 class Trace(NamedTuple):
@@ -37,8 +45,8 @@ class Trace(NamedTuple):
     finite: jax.Array
 
 
-View = Callable[[Tree, jax.Array, jax.Array, jax.Array, Tree], ClientData]
-"""(world, id, clock, allowance, keep) -> ClientData."""
+View = Callable[[Tree, Slot, jax.Array], ClientData]
+"""(world, slot, clock) -> ClientData."""
 
 
 def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree) -> sweeps.Outcome:
@@ -61,16 +69,16 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
         world, server, key, clock = shared
         own, memory = row
         key = keys.purpose(keys.for_client(key, slot.id), name)
-        data = view(world, slot.id, clock, jnp.where(slot.mask, slot.allowance, 0), slot.keep)
+        data = view(world, slot._replace(allowance=jnp.where(slot.mask, slot.allowance, 0)), clock)
         message, down, _ = transmit(phase.down, keys.purpose(key, "down"), phase.broadcast(server, slot.id, clock), {})
         result = phase.local(keys.purpose(key, "local"), message, own, data)
         heard, up, memory = transmit(phase.up, keys.purpose(key, "up"), result.upload, memory)
-        weights = {f: jax.tree.map(lambda w: jnp.where(slot.mask, w, 0).astype(jnp.float32), weight_of(result, f)) for f in heard}
+        weights = {f: jax.tree.map(lambda w: jnp.where(slot.heard, w, 0).astype(jnp.float32), weight_of(result, f)) for f in heard}
         streamed, fields = {}, {}
         for f, value in heard.items():
             (streamed if isinstance(rule_of(phase, f), Streaming) else fields)[f] = (value, weights[f])
-        finite = tree.finite((heard, dict(result.metrics))) | ~slot.mask
-        charge = [jnp.where(slot.mask, b, 0) for b in (up, down)]
+        finite = tree.finite((heard, dict(result.metrics))) | ~slot.heard
+        charge = jnp.where(slot.heard, up, 0), jnp.where(slot.mask, down, 0)
         return sweeps.Outcome(streamed, (result.client, memory), Trace(fields, result.keep, dict(result.metrics), *charge, finite))
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (slots, rows))

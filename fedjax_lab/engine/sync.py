@@ -5,6 +5,7 @@ scatters the rows back. Rounds are a loop inside one device call, with the evalu
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,22 @@ from fedjax_lab import keys, tree
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import evaluate, exchange
 from fedjax_lab.engine import mesh as meshes
-from fedjax_lab.types import ClientData, Cohort, Facts, Method, Participation, Population, Record, Simulation, State, Task, Tree, View
+from fedjax_lab.types import (
+    Census,
+    ClientData,
+    Cohort,
+    Draw,
+    Facts,
+    Method,
+    Participation,
+    Population,
+    Record,
+    Simulation,
+    State,
+    Task,
+    Tree,
+    View,
+)
 
 
 class World(NamedTuple):
@@ -28,22 +44,27 @@ class World(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What the program closes over: functions and static sizes, no arrays."""
+    """What the program closes over: functions and static sizes, no arrays of the device. `all` is the layout of everyone, where asked for."""
 
     task: Task
     method: Method
     participation: Participation
+    census: Census
     lay: sweeps.Layout
+    all: sweeps.Layout | None
     capacity: tuple[int, int]
-    clients: int
     length: int
     eval_batch: int
 
-    def view(self, world: World, client, clock, allowance, keep=()) -> ClientData:
+    @property
+    def clients(self) -> int:
+        return self.census.clients
+
+    def view(self, world: World, slot: exchange.Slot, clock) -> ClientData:
         """One client's window on the world."""
         population = world.population
-        views = [View(stream, client, c) for stream, c in zip((population.train, population.test), self.capacity, strict=True)]
-        return ClientData(client, clock, *views, population.counts[client], allowance, keep)
+        views = [View(stream, slot.at, c) for stream, c in zip((population.train, population.test), self.capacity, strict=True)]
+        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present)
 
 
 def build(
@@ -79,8 +100,11 @@ def build(
         raise ValueError(f"length={length}: choose 1 or more rounds")
     mesh = meshes.make() if mesh is None else mesh
     capacity = tuple(max(1, int(np.max(stream.size, initial=0))) for stream in (population.train, population.test))
+    census = Census(population.clients, np.asarray(population.train.size))
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
-    s = Setting(task, method, participation, lay, capacity, population.clients, length, eval_batch)
+    whole = any(phase.everyone for phase in method.exchanges)
+    everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
+    s = Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch)
     host = World(population._replace(manifest={}), evaluate.panel(population, eval_clients))
     world = jax.device_put(host, meshes.replicated(mesh))
     shapes = jax.eval_shape(lambda w, k: _init(s, w, k), world, jax.random.key(0))
@@ -105,11 +129,11 @@ def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
 def _init(s: Setting, world: World, key) -> State:
     params = s.task.init(keys.purpose(key, "params"))
     population = world.population
-    server = s.method.init_server(keys.purpose(key, "server"), params, population)
+    server = s.method.init_server(keys.purpose(key, "server"), params, s.census)
     facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), population.train.size, population.counts)
     row_key = keys.purpose(key, "rows")
     clients = jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f))(facts)
-    participation = s.participation.init(keys.purpose(key, "participation"), population)
+    participation = s.participation.init(keys.purpose(key, "participation"), s.census)
     state = State(server, clients, (), participation, key)
     return tree.strong(state._replace(wires=_init_wires(s, world, state)))
 
@@ -118,11 +142,13 @@ def _init_wires(s: Setting, world: World, state: State) -> tuple[Mapping[str, Tr
     """The senders' memories {field: [N, ...]}, per phase."""
 
     def uploads():
-        row, keep, found = jax.tree.map(lambda x: x[0], state.clients), (), []
+        row, found = jax.tree.map(lambda x: x[0], state.clients), []
+        keep = {False: (), True: ()}
+        slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
         for phase in s.method.exchanges:
-            data = s.view(world, jnp.int32(0), jnp.int32(0), jnp.int32(1), keep)
+            data = s.view(world, slot._replace(keep=keep[phase.everyone]), jnp.int32(0))
             result = phase.local(state.key, phase.broadcast(state.server, data.id, data.clock), row, data)
-            row, keep = result.client, result.keep
+            row, keep[phase.everyone] = result.client, result.keep
             found.append(result.upload)
         return found
 
@@ -148,23 +174,51 @@ def _rounds(s: Setting, world: World, state: State, clock, rounds) -> tuple[Stat
     return jax.lax.fori_loop(0, rounds, body, (state, blank))
 
 
+class Seats(NamedTuple):
+    """Who sits where in a phase.
+
+    lay: of the slots;  cohort: in canonical order;  started: bool [S], like the cohort's mask, and those that are not heard;
+    slots: in device order;  rows: where in the client tables the slots write, N for nowhere;  active: whether the phase takes place.
+    """
+
+    lay: sweeps.Layout
+    cohort: Cohort
+    started: jax.Array
+    slots: exchange.Slot
+    rows: jax.Array
+    active: jax.Array | bool = True
+
+    def only(self, active: jax.Array) -> Seats:
+        """The same seats, all empty unless active."""
+        slots = self.slots._replace(mask=self.slots.mask & active, heard=self.slots.heard & active)
+        cohort = self.cohort._replace(mask=self.cohort.mask & active)
+        rows = jnp.where(active, self.rows, self.cohort.clients)
+        return self._replace(cohort=cohort, started=self.started & active, slots=slots, rows=rows, active=active)
+
+
 def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mapping[str, jax.Array]]:
-    key, lay = keys.for_round(state.key, clock), s.lay
-    participation, cohort, allowance = _draw(s, world, state, key, clock)
-    slots = exchange.Slot(lay.deal(cohort.ids), lay.deal(allowance), lay.filled(cohort.mask), ())
-    at = jnp.where(slots.mask, slots.id, s.clients)  # an empty slot reads anything and writes nowhere
-    rows, server, wires, traces = _gather(state.clients, at), state.server, [], []
-    for number, (phase, table) in enumerate(zip(s.method.exchanges, state.wires, strict=True)):
-        shared = (world, server, key, clock)
-        out = exchange.run(lay, phase, f"phase{number}", s.view, shared, slots, (rows, _gather(table, at)))
-        aggregate = exchange.aggregates(lay, phase, out, cohort)
-        server = phase.serve(keys.purpose(key, f"serve{number}"), server, aggregate, cohort)
-        rows, memory = out.row
-        wires.append(_scatter(table, at, memory))
-        slots = slots._replace(keep=out.stacked.keep)
-        traces.append(jax.tree.map(lay.collect, out.stacked._replace(fields={}, keep=())))
-    clients = _scatter(state.clients, at, rows)
-    return State(server, clients, tuple(wires), participation, state.key), _report(traces, cohort)
+    key = keys.for_round(state.key, clock)
+    draw = s.participation.draw(keys.purpose(key, "cohort"), state.participation, clock)
+    seats = {False: _seats(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)}
+    if s.all is not None:
+        seats[True] = _everyone(s, world, draw, clock)
+    clients, server, wires, traces = state.clients, state.server, [], []
+    phases = enumerate(zip(s.method.exchanges, state.wires, strict=True))
+    for everyone, group in itertools.groupby(phases, lambda numbered: numbered[1][0].everyone):
+        rows = _gather(clients, seats[everyone].rows)  # once for all phases in succession over the same cohort
+        for number, (phase, table) in group:
+            at = seats[everyone]
+            at = at if phase.when is None else at.only(phase.when(keys.purpose(key, "when"), clock))
+            memory = _gather(table, seats[everyone].rows)
+            out = exchange.run(at.lay, phase, f"phase{number}", s.view, (world, server, key, clock), at.slots, (rows, memory))
+            served = phase.serve(keys.purpose(key, f"serve{number}"), server, exchange.aggregates(at.lay, phase, out, at.cohort), at.cohort)
+            server = served if phase.when is None else tree.select(at.active, served, server)
+            rows, memory = out.row
+            wires.append(_scatter(table, at.rows, memory))
+            seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
+            traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
+        clients = _scatter(clients, seats[everyone].rows, rows)
+    return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), **draw.metrics}
 
 
 def _gather(table: Tree, at: jax.Array) -> Tree:
@@ -175,24 +229,54 @@ def _scatter(table: Tree, at: jax.Array, rows: Tree) -> Tree:
     return jax.tree.map(lambda t, r: t.at[at].set(r, mode="drop", unique_indices=False), table, rows)
 
 
-def _draw(s: Setting, world: World, state: State, key, clock) -> tuple[Tree, Cohort, jax.Array]:
-    """The cohort in canonical order: the longest clients first, then by id, empty slots last."""
-    participation, ids, mask, allowance = s.participation.draw(keys.purpose(key, "cohort"), state.participation, clock)
-    size = jnp.where(mask, world.population.train.size[ids], 0)
-    steps = jnp.where(mask, jnp.minimum(s.method.steps(size), allowance), -1)
-    _, ids, mask, size, steps, allowance = jax.lax.sort((-steps, ids, mask, size, steps, allowance), num_keys=2)
-    return participation, Cohort(ids, mask, size, jnp.maximum(steps, 0), s.clients, clock), allowance
+def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: jax.Array, clock) -> Seats:
+    """The drawn clients in canonical order: those with most steps first, then by id, empty slots last."""
+    mask = draw.mask
+    size = jnp.where(mask, world.population.train.size[draw.ids], 0)
+    steps = jnp.where(mask, jnp.minimum(s.method.steps(size), draw.allowance), -1)
+    order = jax.lax.sort((-steps, draw.ids, mask, mask & draw.heard, size, steps, draw.allowance, present), num_keys=2)
+    _, ids, mask, heard, size, steps, allowance, present = order
+    cohort = Cohort(ids, heard, size, jnp.maximum(steps, 0), s.clients, clock)
+    dealt = lay.deal(ids)
+    slots = exchange.Slot(dealt, dealt, lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
+    return Seats(lay, cohort, mask, slots, jnp.where(slots.heard, dealt, s.clients))
 
 
-def _report(traces: list[exchange.Trace], cohort: Cohort) -> Mapping[str, jax.Array]:
-    """Means of the metrics over the cohort, and the ledger per slot; later phases overwrite metrics of the same name."""
-    heard = jnp.maximum(jnp.sum(cohort.mask), 1)
-    metrics = {k: jnp.sum(jnp.where(cohort.mask, v, 0)) / heard for t in traces for k, v in t.metrics.items()}
-    ledger = {name: sum(getattr(t, name) for t in traces) for name in ("bytes_up", "bytes_down")}
+def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:
+    """All clients of the population, each with whether it was drawn."""
+    ids, present = jnp.arange(s.clients, dtype=jnp.int32), jnp.zeros(s.clients, bool)
+    present = present.at[jnp.where(draw.mask & draw.heard, draw.ids, s.clients)].set(True, mode="drop")
+    whole = jnp.ones(s.clients, bool)
+    unlimited = jnp.full(s.clients, np.iinfo(np.int32).max, jnp.int32)
+    return _seats(s, world, s.all, Draw((), ids, whole, whole, unlimited), present, clock)
+
+
+def _report(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchange.Trace]]) -> Mapping[str, jax.Array]:
+    """Means of the metrics over the heard, and the ledger per slot; later phases overwrite metrics of the same name."""
+    metrics = {}
+    for _, at, trace in traces:
+        heard = jnp.maximum(jnp.sum(at.cohort.mask), 1)
+        for name, value in trace.metrics.items():
+            mean = jnp.sum(jnp.where(at.cohort.mask, value, 0)) / heard
+            metrics[name] = jnp.where(at.active, mean, metrics[name]) if name in metrics else mean
+    drawn = seats[False].cohort
+    who = {"ids": drawn.ids, "mask": seats[False].started, "heard": drawn.mask}
+    ledger = _ledger([(at, trace) for everyone, at, trace in traces if not everyone], drawn)
+    if True not in seats:
+        return {**metrics, **who, **ledger}
+    everyone = seats[True].cohort
+    ledger_of_all = _ledger([(at, trace) for everyone, at, trace in traces if everyone], everyone)
+    return {**metrics, **who, **ledger, **{f"all_{k}": jnp.zeros_like(v).at[everyone.ids].set(v) for k, v in ledger_of_all.items()}}
+
+
+def _ledger(traces: list[tuple[Seats, exchange.Trace]], cohort: Cohort) -> Mapping[str, jax.Array]:
+    """Bytes of all phases, and who broke, per slot."""
     finite = jnp.ones_like(cohort.mask)
-    for t in traces:  # what broke in one phase spreads in the next: the first names the clients
-        finite = jnp.where(jnp.all(finite), t.finite | ~cohort.mask, finite)
-    return {**metrics, **ledger, "finite": finite, "ids": cohort.ids, "mask": cohort.mask}
+    for at, trace in traces:  # what broke in one phase spreads in the next: the first names the clients
+        finite = jnp.where(jnp.all(finite), trace.finite | ~at.cohort.mask, finite)
+    none = jnp.zeros(cohort.mask.shape, jnp.uint32)
+    bytes_of = {name: sum((getattr(trace, name) for _, trace in traces), none) for name in ("bytes_up", "bytes_down")}
+    return {"finite": finite, **bytes_of}
 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:

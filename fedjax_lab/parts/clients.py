@@ -6,10 +6,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
-from fedjax_lab.types import ClientData, Cohort, Population, Result, Task
+from fedjax_lab.types import Census, ClientData, Cohort, Result, Task
 
 Weighting = Literal["examples", "uniform"]
 
@@ -19,10 +20,9 @@ def weigh(weighting: Weighting, data: ClientData) -> jax.Array:
     return (data.size if weighting == "examples" else data.size > 0).astype(jnp.float32)
 
 
-def mass(weighting: Weighting, population: Population) -> jax.Array:
+def mass(weighting: Weighting, census: Census) -> jax.Array:
     """float32 scalar: the sum of the weights of all clients of the population, at least one."""
-    size = jnp.asarray(population.train.size)
-    return jnp.maximum(jnp.sum(size if weighting == "examples" else size > 0), 1).astype(jnp.float32)
+    return jnp.float32(max(1, int(np.sum(census.size if weighting == "examples" else census.size > 0, dtype=np.int64))))
 
 
 def heard(cohort: Cohort) -> jax.Array:

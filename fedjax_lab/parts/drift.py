@@ -8,6 +8,7 @@ Cheng, Huang, Wu, Yuan, "Momentum Benefits Non-IID Federated Learning Simply and
     (4)  g^{t+1} = mean_S (x^t - y_i) / (lr K_i)             the mean of all v that were used
     (5)  c <- c + (1 / N) sum_S (c_i' - c_i)                 over all N clients [use_c]
     (6)  x^{t+1} = x^t - server_lr g^{t+1}                   server_lr = lr K, the mean of the K_i, where it is not given
+    (7)  c_i^0 = grad F_i(x^0), c^0 = g^0 = (1 / N) sum_i c_i^0, asked of all N clients once, or all zero
 
     FedAvg       beta = 1                         SCAFFOLD       use_c, beta = 1
     FedAvg-M                                      SCAFFOLD-M     use_c
@@ -17,17 +18,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from fedjax_lab import keys, rules, tree
+from fedjax_lab import rules, tree
 from fedjax_lab.local import Work, batches, gradient
 from fedjax_lab.parts.clients import Weighting, mean_steps, weigh
-from fedjax_lab.parts.firsts import first_gradient
 from fedjax_lab.parts.moving import moving, scaled, stepped
 from fedjax_lab.parts.oracles.directions import descend_with, full_gradient, gradient_at
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
 from fedjax_lab.types import Method, Result, Task, Tree
 
 Start = Literal["zero", "gradient"]
@@ -35,20 +33,12 @@ Start = Literal["zero", "gradient"]
 
 class Drift(NamedTuple):
     """params: x^t.  g: the mean direction of the last round.  c: mean of the c_i, () without control variates.
-    previous: x^{t-1}, () without variance reduction.  origin: x^0, where first gradients are taken, () where there are none."""
+    previous: x^{t-1}, () without variance reduction."""
 
     params: Tree
     g: Tree
     c: Tree
     previous: Tree
-    origin: Tree
-
-
-class Variate(NamedTuple):
-    """A client's row: c_i, and whether it is set."""
-
-    c: Tree
-    set: jax.Array
 
 
 def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: Any, server_lr: Any = None, start: Start = "zero",
@@ -60,22 +50,24 @@ def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: 
       use_c, use_vr: control variates, variance reduction.
       beta: weight of the new gradient against the last direction.
       server_lr: step of the server along g, or None for lr times the mean number of steps, which averages the models.
-      start: g^0, c_i^0 and c^0 are zero, or the gradients at x^0 of each client on all its examples and their mean. Every client is asked
-        once, before the first round, which the ledger does not count; client i's own is worked out when it first takes part.
+      start: g^0, c_i^0 and c^0 are zero, or the gradients at x^0 of each client on all its examples and their mean (7).
       weighting: clients count by their examples, or all alike.
     """
-    firsts = start == "gradient"
 
-    def init_server(key, params, population):
-        first = first_gradient(keys.purpose(key, "first"), task, params, population, work) if firsts else tree.zeros_like(params)
-        return Drift(params, first, first if use_c else (), params if use_vr else (), params if firsts and use_c else ())
+    def server(x, census):
+        nothing = tree.zeros_like(x)
+        return Drift(x, nothing, nothing if use_c else (), x if use_vr else ())
 
-    def local(key, message, row, data):
+    def first(key, message, c_i, data):
+        own = full_gradient(key, task, message["model"], data, work)
+        return Result({"first": own}, 1.0, own if use_c else ())
+
+    def open_with(key, server, aggregate, cohort):
+        mean = tree.scale(1 / cohort.clients, aggregate["first"])  # (7)
+        return server._replace(g=mean, c=mean if use_c else ())
+
+    def local(key, message, c_i, data):
         x, plan = message["model"], batches(key, data, work)
-        c_i = row.c if use_c else ()
-        if use_c and firsts:
-            own = full_gradient(keys.purpose(key, "first"), task, message["origin"], data, work, wanted=~row.set)
-            c_i = tree.select(row.set, c_i, own)
         shift = tree.scale(1 - beta, message["g"])
         if use_c:
             shift = tree.axpy(beta, tree.sub(message["c"], c_i), shift)
@@ -92,8 +84,8 @@ def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: 
         upload = {"model": scaled(inverse, tree.sub(y, x))}
         if use_c:
             fresh = tree.select(plan.steps > 0, tree.scale(inverse, total), c_i)  # (3)
-            upload["c"], row = tree.sub(fresh, c_i), Variate(fresh, jnp.ones((), bool))
-        return Result(upload, weigh(weighting, data), row, metrics={"loss": loss})
+            upload["c"], c_i = tree.sub(fresh, c_i), fresh
+        return Result(upload, weigh(weighting, data), c_i, metrics={"loss": loss})
 
     def serve(key, server, aggregate, cohort):
         mean = aggregate["model"]
@@ -105,9 +97,11 @@ def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: 
             previous=server.params if use_vr else (),
         )
 
-    def client(x):
-        return Variate(tree.zeros_like(x), jnp.asarray(not firsts))
-
-    wanted = {"g": True, "c": use_c, "previous": use_vr, "origin": firsts and use_c}
-    return stateful(local, serve, None, client if use_c else None, tuple(name for name in wanted if wanted[name]), init_server=init_server,
-                    aggregate={"c": rules.total()}, down={"origin": known()}, steps=work.steps)
+    wanted = {"g": True, "c": use_c, "previous": use_vr}
+    sends = tuple(name for name in wanted if wanted[name])
+    method = stateful(local, serve, server, tree.zeros_like if use_c else None, sends, aggregate={"c": rules.total()}, steps=work.steps)
+    if start == "zero":
+        return method
+    ask = method.phase(local=first, broadcast=lambda server, id, clock: {"model": server.params}, aggregate={"first": rules.total()},
+                       serve=open_with, everyone=True, when=lambda key, clock: clock == 0)
+    return method._replace(phases=(ask, method.phase()))

@@ -30,7 +30,7 @@ def mean_of(data):
     return jnp.where(batch["mask"][:, None], batch["x"], 0).sum(0) / jnp.maximum(data.size, 1)
 
 
-def keep_server(key, params, population):
+def keep_server(key, params, census):
     return {"seen": jnp.zeros(DIM)}
 
 
@@ -77,7 +77,7 @@ def surveying() -> Method:
     def serve(key, server, aggregate, cohort):
         return {**aggregate, "cohort": cohort._asdict(), "mask": cohort.mask}
 
-    def init_server(key, params, population):
+    def init_server(key, params, census):
         cohort = {k: jnp.zeros(SLOTS, jnp.int32) for k in ("ids", "size", "steps")} | {"mask": jnp.zeros(SLOTS, bool)}
         cohort |= {"clients": jnp.int32(0), "clock": jnp.int32(0)}
         stacks = {"stack": jnp.zeros((SLOTS, DIM)), "weights": jnp.zeros(SLOTS)}
@@ -152,7 +152,7 @@ def test_weights_may_be_trees(devices, chunk):
 
     method = Method(
         local,
-        init_server=lambda key, params, population: dict.fromkeys(("owned", "plain", "unheard"), jnp.zeros(DIM)),
+        init_server=lambda key, params, census: dict.fromkeys(("owned", "plain", "unheard"), jnp.zeros(DIM)),
         serve=lambda key, server, aggregate, cohort: aggregate["model"],
         deploy=deployed,
     )
@@ -204,7 +204,7 @@ def wired() -> Method:
         serve=serve,
         deploy=deployed,
         steps=lambda size: 0 * size + 1,
-        init_server=lambda key, params, population: {
+        init_server=lambda key, params, census: {
             "total": jnp.zeros(DIM),
             "a": jnp.zeros((SLOTS, DIM)),
             "b": jnp.zeros((SLOTS, DIM)),
@@ -279,7 +279,7 @@ def two_phases() -> Method:
         ),
     )
     return Method(
-        init_server=lambda key, params, population: {"x": jnp.ones(DIM), "g": jnp.zeros(DIM)},
+        init_server=lambda key, params, census: {"x": jnp.ones(DIM), "g": jnp.zeros(DIM)},
         phases=phases,
         deploy=deployed,
         init_client=lambda key, params, facts: jnp.float32(1),

@@ -16,7 +16,7 @@ from fedjax_lab import keys, tree
 from fedjax_lab.engine import mesh, sync
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.registry import client_optimizer_of
-from fedjax_lab.types import Aux, Method, Participation, Population, Result, Stream, Task
+from fedjax_lab.types import Aux, Draw, Method, Participation, Population, Result, Stream, Task
 
 N, SLOTS, EMPTY, CLASSES, DIM = 20, 10, 3, 3, 12  # client EMPTY has no training examples
 FREE = np.iinfo(np.int32).max
@@ -116,13 +116,13 @@ def averaging(task, work) -> Method:
 def scripted(slots: int = SLOTS) -> Participation:
     """Cohorts read from state: ids, mask, allowance [T, S], row clock % T."""
 
-    def init(key, population):
+    def init(key, census):
         ids = jnp.asarray(np.stack([np.random.default_rng(t).permutation(N)[:slots] for t in range(8)]), jnp.int32)
         return ids, jnp.ones(ids.shape, bool), jnp.full(ids.shape, FREE, jnp.int32)
 
     def draw(key, script, clock):
         ids, mask, allowance = (x[clock % x.shape[0]] for x in script)
-        return script, ids, mask, allowance
+        return Draw(script, ids, mask, mask, allowance)
 
     return Participation(slots, init, draw)
 

@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_lab import registry
 from fedjax_lab.data.quadratic import quadratic_task
 from fedjax_lab.engine import mesh, sync
-from fedjax_lab.types import ClientData, Method, Participation, Population, Stream, View
+from fedjax_lab.types import ClientData, Draw, Method, Participation, Population, Stream, View
 
 DIM = 3
 TASK = quadratic_task(DIM, start=1.0)
@@ -40,9 +40,10 @@ def rota(clients: int, cohort: int, steps: tuple[int, ...] = (4, 2, 3, 1, 5)) ->
 
     def draw(key, state, clock):
         ids = (jnp.arange(cohort, dtype=jnp.int32) * (2 if clients > cohort else 1) + clock) % clients
-        return state, ids, jnp.ones(cohort, bool), jnp.asarray(steps, jnp.int32)[ids % len(steps)]
+        whole = jnp.ones(cohort, bool)
+        return Draw(state, ids, whole, whole, jnp.asarray(steps, jnp.int32)[ids % len(steps)])
 
-    return Participation(cohort, lambda key, population: (), draw)
+    return Participation(cohort, lambda key, census: (), draw)
 
 
 @functools.cache
@@ -50,9 +51,10 @@ def always(*ids: int) -> Participation:
     """The same clients in every round."""
 
     def draw(key, state, clock):
-        return state, jnp.asarray(ids, jnp.int32), jnp.ones(len(ids), bool), jnp.full(len(ids), 99, jnp.int32)
+        whole = jnp.ones(len(ids), bool)
+        return Draw(state, jnp.asarray(ids, jnp.int32), whole, whole, jnp.full(len(ids), 99, jnp.int32))
 
-    return Participation(len(ids), lambda key, population: (), draw)
+    return Participation(len(ids), lambda key, census: (), draw)
 
 
 def make(name: str, task=TASK, **options: Any) -> Method:

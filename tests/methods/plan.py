@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab import keys, local
-from fedjax_lab.types import ClientData, Participation, Population, View
+from fedjax_lab.types import Census, ClientData, Participation, Population, View
 
 
 class Turn(NamedTuple):
@@ -24,11 +24,12 @@ class Turn(NamedTuple):
 
 def rounds(population: Population, participation: Participation, work: local.Work, root: jax.Array, count: int, phase: int = 0) -> list[list[Turn]]:
     """The turns of every round, clients in ascending order."""
-    state, plans = participation.init(keys.purpose(keys.purpose(root, "participation"), "init"), population), []
+    state, plans = participation.init(keys.purpose(keys.purpose(root, "participation"), "init"), Census(population.clients, np.asarray(population.train.size))), []
     for clock in range(count):
         key = keys.for_round(root, jnp.int32(clock))
-        state, ids, mask, allowance = participation.draw(keys.purpose(key, "cohort"), state, jnp.int32(clock))
-        cohort = sorted((int(i), int(a)) for i, m, a in zip(ids, mask, allowance) if m)
+        draw = participation.draw(keys.purpose(key, "cohort"), state, jnp.int32(clock))
+        state = draw.state
+        cohort = sorted((int(i), int(a)) for i, m, a in zip(draw.ids, draw.mask, draw.allowance) if m)
         plans.append([turn(population, work, key, i, a, phase) for i, a in cohort])
     return plans
 

@@ -90,9 +90,9 @@ def participation(name: str, cohort: int = problems.COHORT):
         return drawn
 
     def draw(key, state, clock):
-        state, ids, mask, _ = drawn.draw(key, state, clock)
-        heard = ((ids + clock) % 3 > 0) & (clock != 3) if name == "gaps" else mask
-        return state, ids, mask & heard, 2 + (3 * ids + clock) % 4
+        draw = drawn.draw(key, state, clock)
+        there = ((draw.ids + clock) % 3 > 0) & (clock != 3) if name == "gaps" else draw.mask
+        return draw._replace(mask=there, allowance=2 + (3 * draw.ids + clock) % 4)
 
     return drawn._replace(draw=draw)
 
@@ -172,7 +172,7 @@ REDUCTIONS = [
     ("fedcm", {"alpha": 1.0}, "fedavg", ALIKE, 4, {}),
     ("fedavg-m", {"beta": 0.3, "server_lr": 0.4}, "fedcm", {"alpha": 0.3}, 4, {"local_steps": 4}),
     ("scaffold-m", {"beta": 1.0, "server_lr": 0.4}, "scaffold", {}, 4, {"local_steps": 4}),
-    ("fedavg-m-vr", {"beta": 1.0, "server_lr": 0.4}, "fedavg", ALIKE, 4, {"local_steps": 4}),
+    ("fedavg-m-vr", {"beta": 1.0, "server_lr": 0.4, "start": "zero"}, "fedavg", ALIKE, 4, {"local_steps": 4}),
     ("fedvarp", {}, "fedavg", ALIKE, 7, {}),
     ("fedstale", {"beta": 0.0, "q": (4 / 7,), **ALIKE}, "fedavg", ALIKE, 4, {}),
     ("fedstale", {"beta": 1.0, "q": (4 / 7,), **ALIKE}, "fedvarp", {}, 4, {}),

@@ -10,7 +10,7 @@ from fedjax_lab.parts.cohorts.bernoulli import bernoulli
 from fedjax_lab.parts.moving import moving, scaled, stepped
 from fedjax_lab.parts.oracles.directions import corrected, full_gradient, proximal
 from fedjax_lab.registry import training
-from fedjax_lab.types import Aux, ClientData, Cohort, Population, Stream, View
+from fedjax_lab.types import Aux, Census, ClientData, Cohort, Stream, View
 
 MODEL = {"params": jnp.array([1.0, 2.0]), "stats": jnp.array([3.0])}
 
@@ -55,7 +55,7 @@ def test_weights_and_their_sums():
     np.testing.assert_allclose([clients.mean_steps(cohort, w) for w in ("examples", "uniform")], [24 / 6, 7 / 2], rtol=1e-6)
     nobody = cohort._replace(mask=~cohort.mask, size=0 * size)
     assert clients.heard(nobody) == 0 and clients.mean_steps(nobody, "uniform") == 0
-    people = Population(Stream({}, None, size), None, None)
+    people = Census(4, np.asarray(size))
     assert [float(clients.mass(w, people)) for w in ("examples", "uniform")] == [15.0, 3.0]
     assert [float(clients.weigh(w, data_of(3, 4))) for w in ("examples", "uniform")] == [3.0, 1.0]
 
@@ -63,7 +63,7 @@ def test_weights_and_their_sums():
 def test_everybody_decides_alone_with_their_own_probability():
     who = bernoulli(40, (0.9, 0.1))
     rounds = jax.vmap(lambda k: who.draw(k, (), jnp.int32(0)))(jax.random.split(jax.random.key(3), 2000))
-    ids, mask = rounds[1], np.asarray(rounds[2], np.float64)
+    ids, mask = rounds.ids, np.asarray(rounds.mask, np.float64)
     assert (ids == jnp.arange(40)).all() and who.slots == 40
     np.testing.assert_allclose(mask.mean(0), np.tile([0.9, 0.1], 20), atol=0.035)
     together = np.corrcoef(mask.T)[~np.eye(40, dtype=bool)]

@@ -9,7 +9,7 @@ Cheng, Huang, Wu, Yuan, "Momentum Benefits Non-IID Federated Learning Simply and
 Keeps: without noise the fixed point is FedAvg's with the same lr, for every beta: drift is not damped, so lr is much smaller than
 server_lr / K.
 Reduces to: FedAvg with beta = 1 and server_lr = lr K; STORM for one client with one step.
-Departs: g^0 takes all examples of all clients in place of a larger batch; that one exchange before the first round is not in the ledger.
+Departs: g^0 takes all examples of all clients in place of a larger batch, in one exchange with everyone at the start of round 0.
 Uploads (y_i - x^t) / K_i. x^{t-1} is sent anew, though clients could keep it. The equations are corners of parts/drift, whose numbers
 these are.
 """

@@ -132,7 +132,7 @@ def savic(task: Task, work: Work, *, rule: Literal["adam", "rmsprop", "oasis"] =
         return Scaling(tree.zeros_like(params), jnp.int32(0))
 
     return Method(
-        init_server=lambda key, params, population: Scaled(params, unscaled(params) if one else ()),
+        init_server=lambda key, params, census: Scaled(params, unscaled(params) if one else ()),
         init_client=lambda key, params, facts: () if one else unscaled(params),
         phases=(Phase(measure, model, {}, {}, {}, settle), exchange) if one else (exchange,),
         steps=work.steps,

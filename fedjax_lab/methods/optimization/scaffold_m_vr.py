@@ -10,8 +10,7 @@ Cheng, Huang, Wu, Yuan, "Momentum Benefits Non-IID Federated Learning Simply and
 
 Keeps: c is the mean of all c_i; the absent keep their c_i.
 Reduces to: FedAvg-M-VR where all c_i are equal; SCAFFOLD with beta = 1; as beta -> 0, v = grad F(y) + g - grad F(x^{t-1}), as in SPIDER.
-Departs: c_i^0 takes all of client i's examples in place of a batch, and is worked out when i first takes part; that one exchange before
-the first round is not in the ledger. Uploads (y_i - x^t) / K_i. The equations are corners of parts/drift, whose numbers these are.
+Departs: c_i^0 takes all of client i's examples in place of a batch, in one exchange with everyone at the start of round 0. Uploads (y_i - x^t) / K_i. The equations are corners of parts/drift, whose numbers these are.
 """
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_lab import keys
 from fedjax_lab.parts.cohorts.uniform import UNLIMITED
 from fedjax_lab.spec import Range
-from fedjax_lab.types import Participation
+from fedjax_lab.types import Draw, Participation
 
 Probabilities = Annotated[tuple[float, ...], Range(0, 1, open="low")]
 
@@ -30,6 +30,6 @@ def bernoulli(clients: int, q: Probabilities = (0.1,)) -> Participation:
 
     def draw(key, state, clock):
         here = jax.vmap(lambda i: jax.random.bernoulli(keys.for_client(key, i), cyclic(q, i)))(ids)
-        return state, ids, here, jnp.full(clients, UNLIMITED, jnp.int32)
+        return Draw(state, ids, here, here, jnp.full(clients, UNLIMITED, jnp.int32))
 
-    return Participation(clients, lambda key, population: (), draw)
+    return Participation(clients, lambda key, census: (), draw)

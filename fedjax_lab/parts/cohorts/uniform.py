@@ -4,7 +4,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from fedjax_lab import keys
-from fedjax_lab.types import Participation
+from fedjax_lab.types import Draw, Participation
 
 UNLIMITED = jnp.iinfo(jnp.int32).max
 
@@ -14,6 +14,7 @@ def uniform(clients: int, cohort: int) -> Participation:
 
     def draw(key, state, clock):
         ids = keys.shuffle(key, jnp.arange(cohort, dtype=jnp.int32), clients)
-        return state, ids, jnp.ones(cohort, bool), jnp.full(cohort, UNLIMITED, jnp.int32)
+        whole = jnp.ones(cohort, bool)
+        return Draw(state, ids, whole, whole, jnp.full(cohort, UNLIMITED, jnp.int32))
 
-    return Participation(cohort, lambda key, population: (), draw)
+    return Participation(cohort, lambda key, census: (), draw)

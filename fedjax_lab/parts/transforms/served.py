@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fedjax_lab import tree
 from fedjax_lab.parts.servers.optimizers import Server, advance
+from fedjax_lab.parts.transforms.phases import rephased
 from fedjax_lab.types import Method, Phase, Tree
 
 
@@ -22,8 +23,8 @@ def served(method: Method, optimizer: Server) -> Method:
     state is its parameters, or a NamedTuple that holds them as `params`.
     """
 
-    def init_server(key, params, population):
-        base = method.init_server(key, params, population)
+    def init_server(key, params, census):
+        base = method.init_server(key, params, census)
         return Served(base, optimizer.init(method.deploy(base)))
 
     def relayed(phase: Phase, last: bool) -> Phase:
@@ -38,10 +39,9 @@ def served(method: Method, optimizer: Server) -> Method:
         return phase._replace(broadcast=lambda state, client, clock: phase.broadcast(state.server, client, clock), serve=serve)
 
     exchanges = method.exchanges
-    phases = tuple(relayed(phase, i == len(exchanges) - 1) for i, phase in enumerate(exchanges))
+    phases = [relayed(phase, i == len(exchanges) - 1) for i, phase in enumerate(exchanges)]
     own = None if method.personal is None else lambda key, state, client, data: method.personal(key, state.server, client, data)
-    wrapped = method._replace(init_server=init_server, deploy=lambda state: method.deploy(state.server), personal=own)
-    return wrapped._replace(phases=phases) if method.phases else wrapped._replace(broadcast=phases[0].broadcast, serve=phases[0].serve)
+    return rephased(method, phases, init_server=init_server, deploy=lambda state: method.deploy(state.server), personal=own)
 
 
 def _with_params(server: Tree, params: Tree) -> Tree:

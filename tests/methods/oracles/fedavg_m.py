@@ -8,6 +8,11 @@ import numpy as np
 from oracles._common import first_gradients, mean_steps, shares
 
 
+def phase(start="zero", **options) -> int:
+    """Which exchange of a round trains: the first gradients are asked for in one before it."""
+    return int(start == "gradient")
+
+
 def run(problem, turns, *, lr, beta=0.1, server_lr=None, start="zero", weighting="uniform"):
     x, g, history = problem.start, np.zeros_like(problem.start), []
     if start == "gradient":

@@ -9,6 +9,11 @@ import numpy as np
 from oracles._common import first_gradients, mean_steps, shares
 
 
+def phase(start="gradient", **options) -> int:
+    """Which exchange of a round trains: the first gradients are asked for in one before it."""
+    return int(start == "gradient")
+
+
 def run(problem, turns, *, lr, beta=0.1, server_lr=None, start="gradient", weighting="uniform"):
     x, before, history = problem.start, problem.start, []
     g = np.mean(first_gradients(problem), 0) if start == "gradient" else np.zeros_like(x)

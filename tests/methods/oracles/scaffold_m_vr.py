@@ -9,6 +9,11 @@ import numpy as np
 from oracles._common import first_gradients, mean_steps, table
 
 
+def phase(start="gradient", **options) -> int:
+    """Which exchange of a round trains: the first gradients are asked for in one before it."""
+    return int(start == "gradient")
+
+
 def run(problem, turns, *, lr, beta=0.1, server_lr=None, start="gradient"):
     x, before, history = problem.start, problem.start, []
     variates = first_gradients(problem) if start == "gradient" else table(problem)
