@@ -209,7 +209,10 @@ class Stacked(NamedTuple):
 
 
 class Info(NamedTuple):
-    """A registered system's card: what `python -m fedjax_lab.methods` prints."""
+    """A registered system's card: what `python -m fedjax_lab.methods` prints.
+
+    refuses: {part: why} of the parts (wire_up, wire_down, aggregator, server, participation) that its mathematics does not allow.
+    """
 
     name: str
     kind: str  # method, wire, aggregator, attack, privacy, model or audit
@@ -218,6 +221,7 @@ class Info(NamedTuple):
     year: int
     summary: str
     stateful: bool = False
+    refuses: Mapping[str, str] = {}
 
 
 class Phase(NamedTuple):
@@ -264,7 +268,7 @@ class Method(NamedTuple):
     aggregate: a rule per field of the upload, the weighted mean where none is named.
     up, down: a Wire per field of upload and message, the identity where none is named.
     phases: for several exchanges in one round, used instead of the fields local .. down above.
-    steps: (size [S]) -> int32 [S], the local steps of clients of these sizes, for sorting and balancing only.
+    steps: (size [S]) -> int32 [S], the local steps of clients of these sizes, for sorting, balancing and stragglers.
     deploy: (server) -> params, what is evaluated as the global model.
     personal: (key, server, client, data) -> params, what is evaluated as this client's own model; None if there is none.
     info: the card.
@@ -310,6 +314,7 @@ class Draw(NamedTuple):
     state: the sampler's, after this round;  ids: int32 [S], distinct where the mask holds;  mask: bool [S], who starts.
     heard: bool [S], whose upload arrives, among those who start: the others work in vain and keep their old row.
     allowance: int32 [S], the most local steps.   metrics: {name: scalar}, such as "overflow".
+    share: float32 [S], where below 1 the share of its own steps that a client may do, rounded, at least one step.
     """
 
     state: Tree
@@ -318,6 +323,7 @@ class Draw(NamedTuple):
     heard: jax.Array
     allowance: jax.Array
     metrics: Mapping[str, jax.Array] = {}
+    share: jax.Array | float = 1.0
 
 
 class Participation(NamedTuple):

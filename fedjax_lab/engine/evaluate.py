@@ -97,7 +97,7 @@ def personal(setting, key, server: Tree, rows: Tree, world: Tree, lay: sweeps.La
     def body(shared, slot, row):
         world, server, key = shared
         client, test_rows = slot
-        data = setting.view(world, Slot(client, client, unlimited, *[jnp.ones((), bool)] * 3), jnp.int32(0))
+        data = setting.view(world, Slot(client, setting.place(world, client), unlimited, *[jnp.ones((), bool)] * 3), jnp.int32(0))
         model = setting.method.personal(keys.for_client(key, client), server, row, data)
         test_rows = jnp.pad(test_rows, (0, pieces * batch - width), constant_values=-1).reshape(pieces, batch)
 

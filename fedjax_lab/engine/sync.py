@@ -5,9 +5,10 @@ scatters the rows back. Rounds are a loop inside one device call, with the evalu
 """
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from fedjax_lab import keys, tree
 from fedjax_lab.engine import clients as sweeps
-from fedjax_lab.engine import evaluate, exchange
+from fedjax_lab.engine import evaluate, exchange, stream
 from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import (
     Census,
@@ -30,6 +31,7 @@ from fedjax_lab.types import (
     Record,
     Simulation,
     State,
+    Stream,
     Task,
     Tree,
     View,
@@ -37,10 +39,15 @@ from fedjax_lab.types import (
 
 
 class World(NamedTuple):
-    """Everything that does not evolve."""
+    """Everything that does not evolve.
+
+    population: all clients, or those of the segment;  panel: who is evaluated;  ids: None, or int32 [U], the clients of the segment in
+    ascending order, whose places in it stand for them.
+    """
 
     population: Population
     panel: evaluate.Panel
+    ids: jax.Array | None = None
 
 
 class Setting(NamedTuple):
@@ -55,10 +62,20 @@ class Setting(NamedTuple):
     capacity: tuple[int, int]
     length: int
     eval_batch: int
+    streamed: bool
+    away: bool
 
     @property
     def clients(self) -> int:
         return self.census.clients
+
+    def place(self, world: World, client: jax.Array) -> jax.Array:
+        """Where the clients' examples are: at their ids, or in a streamed population at their places in the segment."""
+        return jnp.searchsorted(world.ids, client).astype(jnp.int32) if self.streamed else client
+
+    def row(self, world: World, client: jax.Array) -> jax.Array:
+        """Where the clients' rows are; tables that live off the device hold the segment's rows only."""
+        return jnp.searchsorted(world.ids, client).astype(jnp.int32) if self.away else client
 
     def view(self, world: World, slot: exchange.Slot, clock) -> ClientData:
         """One client's window on the world."""
@@ -79,6 +96,8 @@ def build(
     length: int = 1,
     eval_clients: int | None = None,
     eval_batch: int = 500,
+    streamed: bool = False,
+    client_state: Literal["device", "host", "disk"] = "device",
 ) -> Simulation:
     """Lowers a method to synchronous rounds.
 
@@ -90,33 +109,98 @@ def build(
       length: the most rounds in one device call.
       eval_clients: how many clients the per-client evaluation looks at, all by default.
       eval_batch: examples at a time in evaluation.
+      streamed: the population stays in the host arrays, or maps of files, that it is given in; each segment's clients travel.
+      client_state: where the clients' rows live between segments. On "disk" they are in a file without a name, gone with the process.
 
     Raises:
-      ValueError: if the cohort is larger than the population, or the lanes do not fit the devices.
+      ValueError: if the cohort is larger than the population, the lanes do not fit the devices, or what is streamed does not fit the
+        method, which wants all clients at once.
     """
     if not 1 <= participation.slots <= population.clients:
         raise ValueError(f"cohort={participation.slots}: of {population.clients} clients; choose 1..{population.clients}")
     if length < 1:
         raise ValueError(f"length={length}: choose 1 or more rounds")
     mesh = meshes.make() if mesh is None else mesh
-    capacity = tuple(max(1, int(np.max(stream.size, initial=0))) for stream in (population.train, population.test))
-    census = Census(population.clients, np.asarray(population.train.size))
-    lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
+    away = client_state != "device"
     whole = any(phase.everyone for phase in method.exchanges)
+    if whole and (streamed or away):
+        raise ValueError(f"method '{method.info.name}' asks all clients at once: it needs population and client_state on the device")
+    capacity = tuple(max(1, stream.most(side.size)) for side in (population.train, population.test))
+    lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
     everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
-    s = Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch)
-    host = World(population._replace(manifest={}), evaluate.panel(population, eval_clients))
-    world = jax.device_put(host, meshes.replicated(mesh))
-    shapes = jax.eval_shape(lambda w, k: _init(s, w, k), world, jax.random.key(0))
-    shardings = _shardings(mesh, population.clients, shapes)
+    census = Census(population.clients, population.train.size)
+    s = Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away)
+    panel = evaluate.panel(population, eval_clients)
+    simulation = _streaming(s, population, panel, client_state) if streamed or away else _resident(s, population, panel)
+    return simulation._replace(plan={**simulation.plan, "population": "streamed" if streamed else "device", "client_state": client_state})
 
+
+def _resident(s: Setting, population: Population, panel: evaluate.Panel) -> Simulation:
+    """Everything is on the devices, and a segment is one program."""
+    everywhere = meshes.replicated(s.lay.mesh)
+    world = jax.device_put(World(population._replace(manifest={}), panel), everywhere)
+
+    def start(world, key):
+        server, participation = _begin(s, key)
+        facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), world.population.train.size, world.population.counts)
+        return State(server, *_rows(s, world, key, facts), participation, key)
+
+    shapes = jax.eval_shape(start, world, jax.random.key(0))
+    shardings = _shardings(s.lay.mesh, s.clients, shapes)
+    run = jax.jit(_segment(s), donate_argnums=(1,), out_shardings=(shardings, everywhere))
+    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, _plan(s, shapes, world))
+
+
+def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client_state: str) -> Simulation:
+    """The population, the clients' rows, or both live off the devices; a segment's share of them travels. See engine.stream."""
+    everywhere = meshes.replicated(s.lay.mesh)
+    put = functools.partial(jax.device_put, device=everywhere)
+    feeder = stream.Feeder(population, s.participation, panel.ids if s.method.personal else (), s.length, s.streamed, put)
+    resident = Population((), Stream(population.test.examples, (), ()), ()) if s.streamed else population
+    fixed = put(World(resident._replace(manifest={}), panel))
+
+    def world_of(world: World, share: stream.Share) -> World:
+        if share.population is None:
+            return world._replace(ids=share.facts.id)
+        test = share.population.test._replace(examples=world.population.test.examples)
+        return World(share.population._replace(test=test), world.panel, share.facts.id)
+
+    like = jax.eval_shape(world_of, fixed, feeder.like)
+    new_rows = jax.jit(lambda key, facts: _rows(s, like, key, facts))
+    begin = jax.jit(lambda key: _begin(s, key))
+    table = stream.Table(s.clients, jax.eval_shape(new_rows, jax.random.key(0), feeder.like.facts), client_state) if s.away else None
+
+    def state_of(key, facts):
+        server, participation = _begin(s, key)
+        return State(server, *_rows(s, like, key, facts), participation, key)
+
+    shapes = jax.eval_shape(state_of, jax.random.key(0), feeder.like.facts if s.away else stream.facts_of(population))
+    shardings = _shardings(s.lay.mesh, feeder.room.clients if s.away else s.clients, shapes)
+    run = jax.jit(_segment(s), donate_argnums=(1,), out_shardings=(shardings, everywhere))
+
+    def start(world, key):
+        if not s.away:
+            return jax.jit(state_of, out_shardings=shardings)(key, stream.facts_of(population))
+        server, participation = put(begin(key))
+        return State(server, table.new(), (), participation, key)
+
+    def segment(world, state, clock, rounds):
+        share = feeder.take(state, int(clock), int(rounds))
+        if table is None:
+            return run(world_of(world, share), state, clock, rounds)
+        clients, wires = jax.device_put(table.read(state.clients, share, new_rows(state.key, share.facts)), (shardings.clients, shardings.wires))
+        after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds)
+        return after._replace(clients=table.write(state.clients, share, (after.clients, after.wires)), wires=()), record
+
+    return Simulation(fixed, start, segment, s.length, _plan(s, shapes, like))
+
+
+def _segment(s: Setting):
     def segment(world, state, clock, rounds):
         state, reports = _rounds(s, world, state, clock, rounds)
         return state, Record(reports, _evaluate(s, world, state))
 
-    init = jax.jit(lambda world, key: _init(s, world, key), out_shardings=shardings)
-    run = jax.jit(segment, donate_argnums=(1,), out_shardings=(shardings, meshes.replicated(mesh)))
-    return Simulation(world, init, run, length, _plan(s, shapes, world))
+    return segment
 
 
 def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
@@ -126,38 +210,34 @@ def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
     return everywhere._replace(**{part: jax.tree.map(lambda _: rows, getattr(shapes, part)) for part in ("clients", "wires")})
 
 
-def _init(s: Setting, world: World, key) -> State:
-    params = s.task.init(keys.purpose(key, "params"))
-    population = world.population
-    server = s.method.init_server(keys.purpose(key, "server"), params, s.census)
-    facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), population.train.size, population.counts)
-    row_key = keys.purpose(key, "rows")
-    clients = jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f))(facts)
-    participation = s.participation.init(keys.purpose(key, "participation"), s.census)
-    state = State(server, clients, (), participation, key)
-    return tree.strong(state._replace(wires=_init_wires(s, world, state)))
+def _begin(s: Setting, key) -> tuple[Tree, Tree]:
+    """The server's and the sampler's first state."""
+    server = s.method.init_server(keys.purpose(key, "server"), s.task.init(keys.purpose(key, "params")), s.census)
+    return tree.strong((server, s.participation.init(keys.purpose(key, "participation"), s.census)))
 
 
-def _init_wires(s: Setting, world: World, state: State) -> tuple[Mapping[str, Tree], ...]:
-    """The senders' memories {field: [N, ...]}, per phase."""
+def _rows(s: Setting, world: World, key, facts: Facts) -> tuple[Tree, tuple[Mapping[str, Tree], ...]]:
+    """The first rows of these clients [n, ...], and their wires' memories per phase and field; of `world` only shapes matter."""
+    params, row_key = s.task.init(keys.purpose(key, "params")), keys.purpose(key, "rows")
+    clients = tree.strong(jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f))(facts))
 
-    def uploads():
-        row, found = jax.tree.map(lambda x: x[0], state.clients), []
-        keep = {False: (), True: ()}
+    def uploads(world, server, row):
+        found, keep = [], {False: (), True: ()}
         slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
         for phase in s.method.exchanges:
             data = s.view(world, slot._replace(keep=keep[phase.everyone]), jnp.int32(0))
-            result = phase.local(state.key, phase.broadcast(state.server, data.id, data.clock), row, data)
+            result = phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
             row, keep[phase.everyone] = result.client, result.keep
             found.append(result.upload)
         return found
 
-    def table(wire, field):
+    def memory(wire, field):
         row = wire.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), field))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (s.clients, *x.shape)), row)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (facts.id.shape[0], *x.shape)), row)
 
-    exchanges = zip(s.method.exchanges, jax.eval_shape(uploads), strict=True)
-    return tuple({field: table(wire, upload[field]) for field, wire in phase.up.items()} for phase, upload in exchanges)
+    shapes = jax.eval_shape(uploads, world, _begin(s, key)[0], jax.tree.map(lambda x: x[0], clients))
+    exchanges = zip(s.method.exchanges, shapes, strict=True)
+    return clients, tree.strong(tuple({f: memory(wire, upload[f]) for f, wire in phase.up.items() if f in upload} for phase, upload in exchanges))
 
 
 def _rounds(s: Setting, world: World, state: State, clock, rounds) -> tuple[State, Mapping[str, jax.Array]]:
@@ -230,16 +310,20 @@ def _scatter(table: Tree, at: jax.Array, rows: Tree) -> Tree:
 
 
 def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: jax.Array, clock) -> Seats:
-    """The drawn clients in canonical order: those with most steps first, then by id, empty slots last."""
+    """The drawn clients in canonical order: the heard with most steps first, then by id; then those lost on the way, empty slots last."""
     mask = draw.mask
-    size = jnp.where(mask, world.population.train.size[draw.ids], 0)
-    steps = jnp.where(mask, jnp.minimum(s.method.steps(size), draw.allowance), -1)
-    order = jax.lax.sort((-steps, draw.ids, mask, mask & draw.heard, size, steps, draw.allowance, present), num_keys=2)
-    _, ids, mask, heard, size, steps, allowance, present = order
-    cohort = Cohort(ids, heard, size, jnp.maximum(steps, 0), s.clients, clock)
+    size = jnp.where(mask, world.population.train.size[s.place(world, draw.ids)], 0)
+    own = s.method.steps(size)
+    fewer = jnp.maximum(jnp.round(draw.share * own), 1).astype(jnp.int32)
+    allowance = jnp.where(draw.share < 1, jnp.minimum(fewer, draw.allowance), draw.allowance)
+    steps = jnp.where(mask, jnp.minimum(own, allowance), -1)
+    order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present), num_keys=3)
+    lost, _, ids, mask, size, steps, allowance, present = order
+    heard = ~lost
+    cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock)
     dealt = lay.deal(ids)
-    slots = exchange.Slot(dealt, dealt, lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
-    return Seats(lay, cohort, mask, slots, jnp.where(slots.heard, dealt, s.clients))
+    slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
+    return Seats(lay, cohort, mask, slots, jnp.where(slots.heard, s.row(world, dealt), s.clients))
 
 
 def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:
@@ -290,7 +374,7 @@ def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]
         return report
     lay = sweeps.layout(s.lay.mesh, ids.shape[0], s.lay.chunk, s.lay.lanes)
     key = keys.purpose(state.key, "personal")
-    own = evaluate.personal(s, key, state.server, _gather(state.clients, ids), world, lay)
+    own = evaluate.personal(s, key, state.server, _gather(state.clients, s.row(world, ids)), world, lay)
     return {**report, **evaluate.spread(own, "personal_")}
 
 

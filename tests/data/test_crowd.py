@@ -1,0 +1,108 @@
+"""Generated and file-backed populations: what they hold, and that a run on them is the run on the devices."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+import fedjax_lab
+from fedjax_lab.data import crowd, mapped
+
+RUN = {"method": "scaffold", "cohort": 20, "rounds": 3, "eval_every": 2, "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 5}}
+
+
+def test_rows_are_standard_normal_and_independent():
+    x = crowd.normal(0, 2, np.arange(20_000), 5)
+    assert stats.kstest(x.ravel(), "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(x.T) - np.eye(5)).max() < 0.03
+    assert np.abs(np.corrcoef(x[:-1, 0], x[1:, 0])[0, 1]) < 0.03
+    assert not np.array_equal(x, crowd.normal(1, 2, np.arange(20_000), 5)) and not np.array_equal(x, crowd.normal(0, 1, np.arange(20_000), 5))
+
+
+def test_a_client_is_the_same_in_a_crowd_of_any_size():
+    small, large = (crowd.crowd(n, size=4, dim=3).ready for n in (10, 1000))
+    rows = np.arange(9 * 4, 10 * 4)
+    for field in "xy":
+        np.testing.assert_array_equal(small.train.examples[field][rows], large.train.examples[field][rows])
+    np.testing.assert_array_equal(np.asarray(large.train.examples["x"])[rows], large.train.examples["x"][rows])
+    assert large.train.examples["x"].shape == (4000, 3) and np.asarray(large.train.offset)[:3].tolist() == [0, 4, 8]
+
+
+def test_labels_are_the_teachers():
+    made = crowd.crowd(50, size=4, dim=6, classes=3)
+    x, y = (np.asarray(made.ready.train.examples[k]) for k in "xy")
+    np.testing.assert_array_equal(y, np.argmax(x @ made.truth["weights"], 1))
+    centers = x.reshape(50, 4, 6).mean(1)
+    assert 1.0 < centers.var() < 1.5  # shift^2 + 1 / 4
+
+
+def test_fifteen_million_clients_are_no_more_than_a_few():
+    made = crowd.crowd(15_000_000).ready
+    assert made.clients == 15_000_000 and made.train.examples["x"][np.array([299_999_999])].shape == (1, 32)
+
+
+@pytest.mark.parametrize("how", [{"population": "host"}, {"population": "disk"}, {"population": "disk", "client_state": "disk"}], ids=str)
+def test_the_run_of_the_device(how, tmp_path):
+    task = "crowd_logreg:clients=300,size=6,dim=4,classes=3"
+    there, away = (fedjax_lab.train(task=task, cache_dir=str(tmp_path), **RUN, **h) for h in ({}, how))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(there.model.params), jax.device_get(away.model.params))
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.history] for run in (there, away)]
+    assert strip[0] == strip[1]
+
+
+def test_any_source_may_lie_on_disk(tmp_path):
+    settings = {**RUN, "task": "digits_logreg", "partition": "dirichlet:0.3", "clients": 40, "cache_dir": str(tmp_path)}
+    there, away = (fedjax_lab.train(**settings, population=p) for p in ("device", "disk"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(there.model.params), jax.device_get(away.model.params))
+    assert there.history[-1]["client_test_accuracy_mean"] == away.history[-1]["client_test_accuracy_mean"]
+    files = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("populations/*/*.npy")}
+    fedjax_lab.train(**{**settings, "rounds": 1}, population="disk")
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("populations/*/*.npy")} == files and "train-x-x.npy" in files
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    made = crowd.crowd(20, size=2, dim=2).ready
+
+    class Broken(crowd.Generated):
+        def __getitem__(self, at):
+            raise OSError(28, "No space left on device")
+
+    broken = made._replace(train=made.train._replace(examples={"x": Broken(None, (40, 2), np.float32)}))
+    with pytest.raises(ValueError, match="--population=disk: .* cannot be written .No space left on device."):
+        mapped.mapped(broken, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_crowd_has_its_own_clients():
+    with pytest.raises(ValueError, match="--partition=iid: 'crowd' makes its own clients"):
+        fedjax_lab.train(task="crowd_logreg:clients=30", partition="iid", rounds=1)
+
+
+MEASURE = """
+import json, sys
+from fedjax_lab import config, run
+n, where, cache = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+prepared = run.prepare(config.make({"task": f"crowd_logreg:clients={n},dim=16,size=20", "population": where, "cohort": 50, "rounds": 4,
+                                    "eval_every": 2, "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 5}, "cache_dir": cache}))
+for now in run.rounds(prepared):
+    pass
+anonymous = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+print(json.dumps(anonymous / 1024))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_follow_the_population(tmp_path, request):
+    """A population of 64 MB or more adds a fraction of that to the process's own memory; on the device it adds all of it."""
+    large = 1_000_000 if request.config.getoption("--all") else 50_000
+    held = {}
+    for n, where in ((2_000, "disk"), (large, "disk"), (large, "host")):
+        out = subprocess.run([sys.executable, "-c", MEASURE, str(n), where, str(tmp_path)], capture_output=True, text=True, check=True)
+        held[n, where] = json.loads(out.stdout.splitlines()[-1])
+    whole = large * 20 * 17 * 4 / 2**20
+    assert max(held[large, "disk"], held[large, "host"]) - held[2_000, "disk"] < 0.3 * whole
