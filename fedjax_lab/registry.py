@@ -2,7 +2,7 @@
 
 A factory's keyword signature is its whole configuration; flags, `--list` and error messages are read from it. `@method` adds the
 options that every method with local training has under the same names (`lr`, `epochs`, `local_steps`, `batch_size`,
-`client_optimizer`) and hands the factory a `Work` made of them; `@part` only registers.
+`client_optimizer`, `lr_decay`) and hands the factory a `Work` made of them; `@part` only registers.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import optax
 
 from fedjax_lab import spec
 from fedjax_lab.local import Work
+from fedjax_lab.parts.transforms.phases import rephased
 from fedjax_lab.types import Info, Method
 
 KINDS = ("method", "wire", "aggregator", "attack", "privacy", "model", "audit")
@@ -32,6 +33,7 @@ def training(
     local_steps: Annotated[int, spec.Range(0)] = 0,
     batch_size: Literal["full"] | spec.Count = 10,
     client_optimizer: str = "sgd",
+    lr_decay: Annotated[float, spec.Range(0, 1, "low")] = 1.0,
 ) -> Work:
     """Local training, as every method has it.
 
@@ -42,9 +44,10 @@ def training(
       batch_size: examples in a step, or "full" for all of a client's.
       client_optimizer: sgd, momentum:0.9, adam, adamw, adagrad, rmsprop or yogi, with options as NAME:arg=value; its state is fresh
         in every round.
+      lr_decay: what lr is multiplied by after every round.
     """
     optimizer, plain = client_optimizer_of(client_optimizer, lr)
-    return Work(lr, epochs, local_steps, batch_size, optimizer, plain, client_optimizer)
+    return Work(lr, epochs, local_steps, batch_size, optimizer, plain, client_optimizer, lr_decay)
 
 
 def _sgd(lr, *, momentum: spec.Share = 0.0, nesterov: bool = False, weight_decay: spec.NonNegative = 0.0):
@@ -88,7 +91,8 @@ def client_optimizer_of(text: str, lr: Any) -> tuple[optax.GradientTransformatio
     return factory(lr, **options), name == "sgd" and not any(options.values())
 
 
-def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_sgd: str = "", **defaults: Any) -> Callable:
+def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_sgd: str = "", everyone: str = "",
+           refuses: Mapping[str, str] = {}, **defaults: Any) -> Callable:
     """Registers `factory(task, work, *, ...) -> Method` under its name (underscores become dashes).
 
     The registered function is called as `factory(task, *, ..., lr=..., epochs=..., ...)`.
@@ -96,12 +100,15 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
     Args:
       family, paper, year, stateful: for the card.
       plain_sgd: why client_optimizer must be plain SGD, where the mathematics needs it; "" where any will do.
+      everyone: why all clients must take part in every round, where the mathematics needs it; "" where some will do.
+      refuses: {part: why} of the parts that a flag may not put into it; see Info.
       defaults: of the training options, where they differ.
     """
+    absent = {"participation": f"all clients must take part in every round, {everyone}"} if everyone else {}
 
     def register(factory: Callable) -> Callable[..., Method]:
         name = factory.__name__.replace("_", "-")
-        info = _info(factory, name, "method", family, paper, year, stateful)
+        info = _info(factory, name, "method", family, paper, year, stateful)._replace(refuses={**refuses, **absent})
         shared = inspect.signature(training, eval_str=True).parameters
         shared = {k: p.replace(default=defaults.get(k, p.default)) for k, p in shared.items()}
         own = [p for k, p in inspect.signature(factory, eval_str=True).parameters.items() if k not in ("task", "work")]
@@ -115,7 +122,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
             work = training(**{k: options.pop(k, p.default) for k, p in shared.items()})
             if plain_sgd and not work.plain:
                 raise ValueError(f"'{name}' refuses client_optimizer '{work.named}': it must be sgd without momentum or decay, {plain_sgd}")
-            return factory(task, work, **options)._replace(info=info)
+            return _decayed(lambda work: factory(task, work, **options), work)._replace(info=info)
 
         del build.__wrapped__
         parameters = [inspect.Parameter("task", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own, *shared.values()]
@@ -126,6 +133,24 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
         return _add(name, build)
 
     return register
+
+
+def _decayed(make: Callable[[Work], Method], work: Work) -> Method:
+    """make(work), its phases made anew in every round for that round's lr where it decays: what divides by lr divides by the right one."""
+    method = make(work)
+    if work.lr_decay == 1:
+        return method
+
+    def renewed(number, phase):
+        def local(key, message, client, data):
+            return make(work.at(data.clock)).exchanges[number].local(key, message, client, data)
+
+        def serve(key, server, aggregate, cohort):
+            return make(work.at(cohort.clock)).exchanges[number].serve(key, server, aggregate, cohort)
+
+        return phase._replace(local=local, serve=serve)
+
+    return rephased(method, [renewed(number, phase) for number, phase in enumerate(method.exchanges)])
 
 
 def part(*, kind: str, family: str, paper: str, year: int, stateful: bool = False) -> Callable:

@@ -1,13 +1,19 @@
 """Wires, aggregators and server optimizers put into methods by replacing a field."""
 from __future__ import annotations
 
+import os
+import re
+
 import bench
 import jax
 import numpy as np
 import pytest
 
+from fedjax_lab import registry
 from fedjax_lab.parts.aggregators.coordinate import median, trimmed_mean
+from fedjax_lab.parts.cohorts.text import from_text
 from fedjax_lab.parts.servers import optimizers
+from fedjax_lab.parts.transforms.composed import _wire, composed
 from fedjax_lab.parts.transforms.served import served
 from fedjax_lab.parts.wires.codes import chain
 from fedjax_lab.parts.wires.qsgd import qsgd
@@ -64,3 +70,81 @@ def test_the_plain_server_optimizer_changes_nothing(name):
 def test_fedadam_is_fedavg_served_by_adam():
     x, _, _ = end(served(bench.make("fedavg"), optimizers.adam()))
     np.testing.assert_array_equal(x, bench.path("fedadam", rounds=3))
+
+
+WIRES_UP = (None, "identity", "topk:0.4", "randk:0.5", "qsgd:15", "signsgd", "half", "topk:0.5+qsgd:15", "topk:0.7+half")
+WIRES_DOWN = (None, "identity", "half")
+AGGREGATORS = (None, "mean", "median", "trimmed-mean:0.2")
+SERVERS = (None, "sgd:lr=0.5", "momentum:beta=0.5", "adam:lr=0.01", "yogi:lr=0.01", "adagrad:lr=0.01")
+PARTICIPATIONS = ("uniform", "poisson", "bernoulli:0.5", "cyclic", "weighted", "markov", "uniform+dropout:0.3", "uniform+stragglers:0.5,steps=0.5")
+
+
+def fitting():
+    """Methods that train a quadratic with part of the clients."""
+    names = []
+    for name, factory in registry.catalog("method").items():
+        try:
+            if "participation" not in bench.make(name).info.refuses:
+                names.append(name)
+        except ValueError:
+            assert factory.info.name
+    return names
+
+
+def drawn(count: int, seed: int):
+    """Combinations from the full product, without those that a method refuses."""
+    rng, names, found = np.random.default_rng(seed), fitting(), []
+    while len(found) < count:
+        name, *parts = (pick[rng.integers(len(pick))] for pick in (names, WIRES_UP, WIRES_DOWN, AGGREGATORS, SERVERS, PARTICIPATIONS))
+        try:
+            composed(bench.make(name), **dict(zip(("wire_up", "wire_down", "aggregator", "server"), parts)))
+        except ValueError as error:
+            assert f"'{name}'" in str(error)
+            continue
+        found.append((name, *parts))
+    return found
+
+
+SEED = int(os.environ.get("COMPOSITION_SEED", "0"))
+
+
+@pytest.mark.parametrize("name, up, down, aggregator, server, participation", drawn(20, SEED), ids=lambda value: str(value))
+def test_any_combination_trains(name, up, down, aggregator, server, participation):
+    print("seed", SEED)
+    people = bench.population()
+    method = composed(bench.make(name), wire_up=up, wire_down=down, aggregator=aggregator, server=server)
+    who = from_text(participation, people.clients, 3)
+    state, record = bench.run(method, people, rounds=3, cohort=who)
+    assert np.isfinite(np.asarray(method.deploy(state.server)["x"])).all()
+    assert np.asarray(record.rounds["finite"]).all()
+    plain = bench.run(bench.make(name), people, rounds=3, cohort=who)[1].rounds
+    for way, text in (("bytes_up", up), ("bytes_down", down)):
+        saved = np.concatenate([(np.asarray(record.rounds[k], np.int64) - plain[k]).ravel() for k in plain if k.endswith(way)])
+        each = 0 if text is None else sent(text) - 12
+        assert set(saved) <= {k * each for k in range(len(method.exchanges) + 1)}  # in each exchange a model goes through it, or none
+        assert saved.any() == (each != 0)
+
+
+def sent(text: str) -> int:
+    """Bytes of a model of three numbers."""
+    wire = _wire("wire_up", text)
+    value = {"x": np.ones(3, np.float32)}
+    code, _ = wire.encode(jax.random.key(0), value, wire.init(value))
+    return -(-int(wire.bits(code)) // 8)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "scaffold-m-vr"])
+@pytest.mark.parametrize("parts", [{"wire_up": "identity"}, {"wire_down": "identity"}, {"aggregator": "mean"}, {"wire_up": "identity+identity"}], ids=str)
+def test_the_identity_changes_no_bit(name, parts):
+    np.testing.assert_array_equal(end(composed(bench.make(name), **parts))[0], bench.path(name, rounds=3))
+
+
+@pytest.mark.parametrize("name, parts, message", [
+    ("fedadam", {"server": "sgd"}, "--server=sgd: 'fedadam' refuses it"),
+    ("fedau", {"aggregator": "median"}, "--aggregator=median: 'fedau' has its own rule for the model"),
+    ("fedavg", {"wire_up": "zip"}, "--wire_up=zip: unknown wire 'zip'"),
+    ("fedavg", {"server": "adam:rate=1"}, "--server=adam:rate=1: 'adam' has no option 'rate'"),
+])
+def test_what_is_refused_is_named(name, parts, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        composed(bench.make(name), **parts)

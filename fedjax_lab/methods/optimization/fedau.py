@@ -16,10 +16,11 @@ from typing import Annotated, NamedTuple
 
 import jax
 
-from fedjax_lab import rules, tree
+from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts import intervals
 from fedjax_lab.parts.clients import Weighting, mass, weigh
+from fedjax_lab.parts.moving import stepped, summed
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range
@@ -53,9 +54,9 @@ def fedau(task: Task, work: Work, *, server_lr: Positive = 1.0, cutoff: Annotate
         return Result({"model": u}, weight, intervals.after(record, data.clock), metrics={"loss": y.loss})
 
     def serve(key, server, aggregate, cohort):
-        return server._replace(params=tree.axpy(server_lr / server.mass, aggregate["model"], server.params))  # (3)
+        return server._replace(params=stepped(server_lr / server.mass, aggregate["model"], server.params))  # (3)
 
     def server(x, people):
         return Massed(x, mass(weighting, people))
 
-    return stateful(local, serve, server, lambda x: intervals.never(), aggregate={"model": rules.total()}, steps=work.steps)
+    return stateful(local, serve, server, lambda x: intervals.never(), aggregate={"model": summed()}, steps=work.steps)

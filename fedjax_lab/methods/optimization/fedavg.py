@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
+from fedjax_lab.parts.moving import stepped
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import Method, Result, Task
@@ -42,7 +43,7 @@ def fedavg(task: Task, work: Work, *, server_lr: Positive = 1.0, weighting: Lite
         return Result({"model": tree.sub(y.params, x)}, weight.astype(jnp.float32), metrics={"loss": y.loss})
 
     def serve(key, x, aggregate, cohort):
-        return tree.axpy(server_lr, aggregate["model"], x)  # (2)
+        return stepped(server_lr, aggregate["model"], x)  # (2)
 
     return Method(local, serve=serve, steps=work.steps)
 

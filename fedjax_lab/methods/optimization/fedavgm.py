@@ -25,7 +25,7 @@ from fedjax_lab.types import Method, Task
 PAPER = "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification"
 
 
-@method(family="optimization", paper=PAPER, year=2019)
+@method(family="optimization", paper=PAPER, year=2019, refuses={"server": "its server step is the method"})
 def fedavgm(task: Task, work: Work, *, server_lr: Positive = 1.0, beta: Share = 0.9, form: Literal["heavy_ball", "ema"] = "heavy_ball",
             nesterov: bool = False, weighting: Weighting = "examples") -> Method:
     """FedAvg with momentum at the server.

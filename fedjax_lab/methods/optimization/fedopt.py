@@ -27,7 +27,7 @@ from fedjax_lab.types import Method, Task
 PAPER = "Adaptive Federated Optimization"
 
 
-@method(family="optimization", paper=PAPER, year=2021)
+@method(family="optimization", paper=PAPER, year=2021, refuses={"server": "its server step is the method"})
 def fedadagrad(task: Task, work: Work, *, server_lr: Positive = 0.1, beta1: Share = 0.0, tau: Positive = 1e-3,
                weighting: Weighting = "examples") -> Method:
     """FedAvg with Adagrad at the server.
@@ -42,7 +42,7 @@ def fedadagrad(task: Task, work: Work, *, server_lr: Positive = 0.1, beta1: Shar
     return served(average, optimizers.adagrad(lr=server_lr, beta1=beta1, tau=tau))  # (2) to (4)
 
 
-@method(family="optimization", paper=PAPER, year=2021)
+@method(family="optimization", paper=PAPER, year=2021, refuses={"server": "its server step is the method"})
 def fedyogi(task: Task, work: Work, *, server_lr: Positive = 0.1, beta1: Share = 0.9, beta2: Share = 0.99, tau: Positive = 1e-3,
             weighting: Weighting = "examples") -> Method:
     """FedAvg with Yogi at the server.
@@ -57,7 +57,7 @@ def fedyogi(task: Task, work: Work, *, server_lr: Positive = 0.1, beta1: Share =
     return served(average, optimizers.yogi(lr=server_lr, beta1=beta1, beta2=beta2, tau=tau))  # (2) to (4)
 
 
-@method(family="optimization", paper=PAPER, year=2021)
+@method(family="optimization", paper=PAPER, year=2021, refuses={"server": "its server step is the method"})
 def fedadam(task: Task, work: Work, *, server_lr: Positive = 0.1, beta1: Share = 0.9, beta2: Share = 0.99, tau: Positive = 1e-3,
             weighting: Weighting = "examples") -> Method:
     """FedAvg with Adam at the server.

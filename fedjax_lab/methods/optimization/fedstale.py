@@ -23,8 +23,8 @@ from fedjax_lab import rules, tree
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts import intervals
 from fedjax_lab.parts.clients import Weighting, heard, mass, weigh
-from fedjax_lab.parts.cohorts.bernoulli import Probabilities, cyclic
-from fedjax_lab.parts.moving import moving
+from fedjax_lab.parts.cohorts.drawn import Probabilities, repeated
+from fedjax_lab.parts.moving import moving, stepped, summed
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
@@ -65,7 +65,7 @@ def fedstale(task: Task, work: Work, *, beta: Share = 0.5, server_lr: Positive =
 
     def local(key, message, row, data):
         record = intervals.before(row.record, data.clock, cutoff)
-        inverse = record.mean if q is None else 1 / cyclic(q, data.id)  # (5)
+        inverse = record.mean if q is None else 1 / repeated(q, data.id)  # (5)
         y = descend(batches(key, data, work), message["model"], gradient(task), work.optimizer)
         u, p = tree.sub(y.params, message["model"]), weigh(weighting, data)  # (1)
         upload = {"model": u, "stale": row.h, "news": tree.sub(moving(u), row.h)}
@@ -75,7 +75,7 @@ def fedstale(task: Task, work: Work, *, beta: Share = 0.5, server_lr: Positive =
     def serve(key, server, aggregate, cohort):
         stale = tree.sub(server.h, aggregate["stale"])
         u = tree.axpy(beta, stale, aggregate["model"])  # (2)
-        x = tree.axpy(server_lr / server.mass, u, server.params)  # (3)
+        x = stepped(server_lr / server.mass, u, server.params)  # (3)
         x = tree.select(heard(cohort) > 0, x, server.params) if empty == "skip" else x
         return server._replace(params=x, h=tree.add(server.h, aggregate["news"]))
 
@@ -85,5 +85,5 @@ def fedstale(task: Task, work: Work, *, beta: Share = 0.5, server_lr: Positive =
     def client(x):
         return Memory(tree.zeros_like(x), intervals.never())
 
-    sums = {field: rules.total() for field in ("model", "stale", "news")}
+    sums = {"model": summed(), "stale": rules.total(), "news": rules.total()}
     return stateful(local, serve, server, client, aggregate=sums, up={"stale": known(), "news": known()}, steps=work.steps)

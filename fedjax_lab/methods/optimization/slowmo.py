@@ -34,7 +34,7 @@ class Slow(NamedTuple):
     m: Tree
 
 
-@method(family="optimization", paper=PAPER, year=2020)
+@method(family="optimization", paper=PAPER, year=2020, refuses={"server": "its server step is the method"})
 def slowmo(task: Task, work: Work, *, beta: Share = 0.7, alpha: Positive = 1.0, weighting: Weighting = "uniform") -> Method:
     """Local SGD with a momentum step after each averaging.
 

@@ -1,8 +1,12 @@
-"""Sixteen bits an entry, and none at all."""
+"""Sixteen bits an entry, and none at all where there is nothing to tell."""
 from __future__ import annotations
 
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+
+from fedjax_lab import rules
 from fedjax_lab.parts.wires import codes
 from fedjax_lab.registry import part
 from fedjax_lab.types import Wire
@@ -25,6 +29,20 @@ def half(format: Literal["bfloat16", "float16"] = "bfloat16") -> Wire:
     return codes.on_moving(Wire(lambda field: (), encode, decode, codes.bits_of))
 
 
+identity = part(kind="wire", family="communication", paper="Communication-Efficient Learning of Deep Networks from Decentralized Data", year=2017)(
+    rules.identity)
+
+
 def known() -> Wire:
     """Nothing: the receiver has the field already, as a server has what it received from this client before."""
     return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, lambda code: 0)
+
+
+def unless_zero() -> Wire:
+    """One bit, and the whole field only where an entry is not zero: for fields that clients of one role have nothing to say in."""
+
+    def bits(code):
+        told = jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(code)]).any()
+        return 1 + jnp.where(told, rules.value_bits(code), 0)
+
+    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
