@@ -17,7 +17,6 @@ import optax
 
 from fedjax_lab import spec
 from fedjax_lab.local import Work
-from fedjax_lab.parts.transforms.phases import rephased
 from fedjax_lab.types import Info, Method
 
 KINDS = ("method", "wire", "aggregator", "attack", "privacy", "model", "audit")
@@ -150,7 +149,7 @@ def _decayed(make: Callable[[Work], Method], work: Work) -> Method:
 
         return phase._replace(local=local, serve=serve)
 
-    return rephased(method, [renewed(number, phase) for number, phase in enumerate(method.exchanges)])
+    return method.rephased([renewed(number, phase) for number, phase in enumerate(method.exchanges)])
 
 
 def part(*, kind: str, family: str, paper: str, year: int, stateful: bool = False) -> Callable:

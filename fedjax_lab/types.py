@@ -6,7 +6,7 @@ examples of one client, M examples in a flat array, B examples in a batch, C cla
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -298,6 +298,13 @@ class Method(NamedTuple):
     def phase(self, **changes: Any) -> Phase:
         """The fields local .. serve as a Phase, with changes."""
         return Phase(self.local, self.broadcast, self.up, self.down, self.aggregate, self.serve)._replace(**changes)
+
+    def rephased(self, phases: Sequence[Phase], **fields: Any) -> Method:
+        """The method with other phases in place of its `exchanges`, as many as there are, and other fields."""
+        if self.phases:
+            return self._replace(phases=tuple(phases), **fields)
+        shared = {name: value for name, value in phases[0]._asdict().items() if name in Method._fields}
+        return self._replace(**shared, **fields)
 
 
 class Facts(NamedTuple):

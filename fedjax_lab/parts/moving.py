@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lab import tree
-from fedjax_lab.types import Tree
+from fedjax_lab import rules, tree
+from fedjax_lab.types import Streaming, Tree
 
 
 def moving(change: Tree) -> Tree:
@@ -23,3 +23,14 @@ def scaled(a: Any, change: Tree) -> Tree:
 def stepped(a: Any, change: Tree, params: Tree) -> Tree:
     """params + a change, where statistics take the whole change whatever a is."""
     return tree.axpy(1, scaled(a, change), params)
+
+
+def summed() -> Streaming:
+    """The weighted sum of changes, where statistics are averaged all the same."""
+    mean = rules.mean()
+
+    def finish(acc):
+        total, average = acc[0], mean.finish(acc)
+        return jax.tree.map(lambda moves, t, a: t if moves else a, tree.trainable(total), total, average)
+
+    return mean._replace(finish=finish)

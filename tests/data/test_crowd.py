@@ -4,13 +4,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 import fedjax_lab
+from fedjax_lab import config, run
 from fedjax_lab.data import crowd, mapped
 
 RUN = {"method": "scaffold", "cohort": 20, "rounds": 3, "eval_every": 2, "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 5}}
@@ -96,7 +99,6 @@ print(json.dumps(anonymous / 1024))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_follow_the_population(tmp_path, request):
     """A population of 64 MB or more adds a fraction of that to the process's own memory; on the device it adds all of it."""
     large = 1_000_000 if request.config.getoption("--all") else 50_000
@@ -106,3 +108,22 @@ def test_memory_does_not_follow_the_population(tmp_path, request):
         held[n, where] = json.loads(out.stdout.splitlines()[-1])
     whole = large * 20 * 17 * 4 / 2**20
     assert max(held[large, "disk"], held[large, "host"]) - held[2_000, "disk"] < 0.3 * whole
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_a_round_costs_what_its_cohort_costs(where, tmp_path):
+    """1,000 of 1,000,000 clients against 1,000 of 10,000, interleaved."""
+    sims, states, seconds = {}, {}, {10_000: [], 1_000_000: []}
+    for n in seconds:
+        settings = {"task": f"crowd_logreg:clients={n},dim=4,size=20", "population": where, "cohort": 1000, "rounds": 100, "eval_every": 4,
+                    "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 20}, "cache_dir": str(tmp_path)}
+        sims[n] = run.prepare(config.make(settings)).simulation
+        states[n] = sims[n].init(sims[n].world, jax.random.key(0))
+    for turn in range(12):
+        for n, sim in sims.items():
+            start = time.perf_counter()
+            states[n], record = jax.block_until_ready(sim.segment(sim.world, states[n], jnp.int32(4 * turn), jnp.int32(4)))
+            seconds[n].append(time.perf_counter() - start)
+    small, large = (np.array(seconds[n][2:]) for n in (10_000, 1_000_000))
+    assert np.median(large / small) <= 1.3

@@ -124,9 +124,11 @@ def test_the_plan_says_what_runs_where():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: mesh.make(5), ("devices=5", "1..4")),
-        (lambda: mesh.make(0), ("devices=0", "1..4")),
+        (lambda: mesh.make(5), ("devices=5", "1, 2, 4")),
+        (lambda: mesh.make(0), ("devices=0", "1, 2, 4")),
         (lambda: mesh.make(3), ("devices=3", "power of two")),
+        (lambda: mesh.make(4, 3), ("devices=4", "models of 3", "choose 3")),
+        (lambda: mesh.make(None, 5), ("model_devices=5", "4 cpu devices")),
         (lambda: tiny.build(slots=21), ("cohort=21", "1..20")),
         (lambda: tiny.build(slots=0), ("cohort=0", "1..20")),
         (lambda: tiny.build(lanes=6), ("lanes=6", "power of two")),
@@ -191,7 +193,7 @@ def test_double_precision_belongs_to_the_experiment():
 def test_one_seed_among_several_is_that_seed_alone():
     """Seeds are one more vmap; cohorts come from the key, so that masks and trip counts differ between them."""
     method = tiny.averaging(tiny.task(), tiny.work(batch_size="full", epochs=3))
-    sim = sync.build(tiny.task(), method, tiny.population(), bernoulli(tiny.N, (0.2, 0.4)), mesh=mesh.make(1), length=2)
+    sim = sync.build(tiny.task(), method, tiny.population(), bernoulli(tiny.N, tiny.SLOTS, q=(0.2, 0.4)), mesh=mesh.make(1), length=2)
     states = jax.vmap(lambda seed: sim.init(sim.world, jax.random.key(seed)))(jnp.arange(3))
     together = tiny.host(jax.jit(jax.vmap(sim.segment, (None, 0, None, None)))(sim.world, states, jnp.int32(0), jnp.int32(2)))
     alone = [tiny.host(sim.segment(sim.world, tiny.start(sim, seed), jnp.int32(0), jnp.int32(2))) for seed in range(3)]

@@ -84,6 +84,23 @@ def task(dtype=jnp.float32) -> Task:
     return Task("tiny", init, apply, loss, metrics, features, head)
 
 
+def linear_task(dtype=jnp.float32) -> Task:
+    """Linear regression of y on x, for methods that solve in closed form."""
+
+    def apply(params, batch, key=None):
+        return batch["x"].astype(dtype) @ params["w"]
+
+    def metrics(outputs, batch):
+        return {"loss": (outputs - batch["y"]) ** 2}
+
+    def loss(params, batch, key):
+        mask = batch["mask"]
+        clean = {**batch, "x": jnp.where(mask[:, None], batch["x"], 0)}
+        return jnp.where(mask, metrics(apply(params, clean), clean)["loss"], 0).sum() / jnp.maximum(mask.sum(), 1), Aux()
+
+    return Task("linear", lambda key: {"w": jax.random.uniform(key, (DIM,), dtype)}, apply, loss, metrics)
+
+
 def counted(task: Task) -> tuple[Task, list]:
     """The task, and a list that grows by one whenever its loss is traced."""
     traces = []

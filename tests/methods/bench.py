@@ -72,6 +72,21 @@ def run(method: Method, people: Population | None = None, *, rounds: int = 4, co
     return _quick(sim.segment, sim.world, state, jnp.int32(0), jnp.int32(rounds))
 
 
+def history(method: Method, people: Population | None = None, *, segments: tuple[int, ...] = (1, 1, 1), cohort: int | Participation = 3, task=TASK,
+            seed: int = 0) -> list:
+    """[(State, Record)] after each of several segments of so many rounds, by one program, on the host."""
+    people = population() if people is None else people
+    participation = rota(people.clients, cohort) if isinstance(cohort, int) else cohort
+    sim = sync.build(task, method, people, participation, mesh=mesh.make(1), length=max(segments))
+    state, clock, seen = _quick(sim.init, sim.world, jax.random.key(seed)), 0, []
+    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
+    for rounds in segments:
+        state, record = segment(sim.world, state, jnp.int32(clock), jnp.int32(rounds))
+        clock += rounds
+        seen.append(jax.tree.map(np.array, (state._replace(key=()), record)))
+    return seen
+
+
 def start(method: Method, people: Population | None = None, task=TASK):
     """The State before the first round."""
     people = population() if people is None else people

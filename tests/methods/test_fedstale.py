@@ -59,7 +59,7 @@ def test_an_empty_round_moves_or_not():
 
 def test_unequal_probabilities_run_and_the_estimate_approaches_them():
     q = (1.0, 0.25)
-    state, record = bench.run(bench.make("fedstale", lr=0.01), rounds=400, cohort=bernoulli(6, q))
+    state, record = bench.run(bench.make("fedstale", lr=0.01), rounds=400, cohort=bernoulli(6, 3, q=q))
     assert np.isfinite(record.rounds["loss"]).all() and record.rounds["finite"].all()
     assert all({0, 2, 4} <= set(ids[mask].tolist()) for ids, mask in zip(*map(np.asarray, (record.rounds["ids"], record.rounds["mask"])), strict=True))
     np.testing.assert_allclose(state.clients.record.mean, [1, 4, 1, 4, 1, 4], rtol=0.25)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lab import tree
-from fedjax_lab.local import Batches, Direction, Work, batches, loop, with_stats
+from fedjax_lab.local import Batches, Direction, Work, batches, gradient, loop, with_stats
 from fedjax_lab.parts.moving import moving
 from fedjax_lab.types import Batch, ClientData, Key, Task, Tree
 
@@ -75,14 +75,29 @@ def full_gradient(key: Key, task: Task, params: Tree, data: ClientData, work: Wo
 
     Where the traced bool `wanted` is False nothing is computed and the result is zero.
     """
-    plan = batches(key, data._replace(allowance=jnp.int32(jnp.iinfo(jnp.int32).max)), work._replace(epochs=1, local_steps=0))
-    plan = plan._replace(steps=jnp.where(wanted, plan.steps, 0))
-    share = 1 / jnp.maximum(data.size, 1)
+    plan, share = _one_pass(key, data, work, wanted)
 
     def step(t, key, batch, total):
         return tree.axpy(jnp.sum(batch["mask"]) * share, gradient_at(task, params, key, batch), total)
 
     return loop(plan, tree.zeros_like(params), step)
+
+
+def full_loss_and_gradient(key: Key, task: Task, params: Tree, data: ClientData, work: Work, wanted: Any = True) -> tuple[jax.Array, Tree]:
+    """(F_i(params), grad F_i(params)), as in `full_gradient`."""
+    plan, share = _one_pass(key, data, work, wanted)
+
+    def step(t, key, batch, total):
+        loss, grad, _ = gradient(task)(key, params, batch)
+        return tree.axpy(jnp.sum(batch["mask"]) * share, (loss, grad), total)
+
+    return loop(plan, (0 * jnp.sum(plan.steps, dtype=jnp.float32), tree.zeros_like(params)), step)
+
+
+def _one_pass(key: Key, data: ClientData, work: Work, wanted: Any) -> tuple[Batches, jax.Array]:
+    """Batches that hold all of the client's examples once, whatever its allowance, or none; and one over the number of examples."""
+    plan = batches(key, data._replace(allowance=jnp.int32(jnp.iinfo(jnp.int32).max)), work._replace(epochs=1, local_steps=0))
+    return plan._replace(steps=jnp.where(wanted, plan.steps, 0)), 1 / jnp.maximum(data.size, 1)
 
 
 Remembering = Callable[[Key, Tree, Tree, Batch], tuple[jax.Array, Tree, Tree, Tree]]

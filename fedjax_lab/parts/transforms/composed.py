@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from fedjax_lab import registry, spec
-from fedjax_lab.parts.transforms.phases import rephased
 from fedjax_lab.parts.transforms.served import served
 from fedjax_lab.parts.wires import codes
 from fedjax_lab.types import Method, Phase, Wire
@@ -59,7 +58,7 @@ def _wired(method: Method, way: str, wire: Wire, text: str) -> Method:
             raise ValueError(f"--wire_{way}={text}: '{method.info.name}' has its own wire there")
         return phase._replace(**{way: {**wires, FIELD: wire}})
 
-    return rephased(method, [one(phase) for phase in method.exchanges])
+    return method.rephased([one(phase) for phase in method.exchanges])
 
 
 def _aggregated(method: Method, text: str) -> Method:
@@ -70,7 +69,7 @@ def _aggregated(method: Method, text: str) -> Method:
             raise ValueError(f"--aggregator={text}: '{method.info.name}' has its own rule for the model")
         return phase._replace(aggregate={**phase.aggregate, FIELD: rule})
 
-    return rephased(method, [one(phase) for phase in method.exchanges])
+    return method.rephased([one(phase) for phase in method.exchanges])
 
 
 __all__ = ["composed"]

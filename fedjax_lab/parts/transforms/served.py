@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from fedjax_lab import tree
 from fedjax_lab.parts.servers.optimizers import Server, advance
-from fedjax_lab.parts.transforms.phases import rephased
 from fedjax_lab.types import Method, Phase, Tree
 
 
@@ -41,7 +40,7 @@ def served(method: Method, optimizer: Server) -> Method:
     exchanges = method.exchanges
     phases = [relayed(phase, i == len(exchanges) - 1) for i, phase in enumerate(exchanges)]
     own = None if method.personal is None else lambda key, state, client, data: method.personal(key, state.server, client, data)
-    return rephased(method, phases, init_server=init_server, deploy=lambda state: method.deploy(state.server), personal=own)
+    return method.rephased(phases, init_server=init_server, deploy=lambda state: method.deploy(state.server), personal=own)
 
 
 def _with_params(server: Tree, params: Tree) -> Tree:
