@@ -88,10 +88,20 @@ class Population(NamedTuple):
 
 
 class Census(NamedTuple):
-    """What is known of the clients at set-up, without their data: N, and int32 [N] training examples, on the host."""
+    """What is known of the clients at set-up, without their data.
+
+    clients: N;  size: int32 [N] training examples, on the host;  classes: C, or 0;
+    example: {field: shape and dtype} of one training example.
+    """
 
     clients: int
     size: Any
+    classes: int = 0
+    example: Mapping[str, jax.ShapeDtypeStruct] = {}
+
+    def batch(self, rows: int = 1) -> Batch:
+        """Zeros of the shape of a batch."""
+        return {**{k: jnp.zeros((rows, *v.shape), v.dtype) for k, v in self.example.items()}, "mask": jnp.ones(rows, bool)}
 
 
 class View(NamedTuple):

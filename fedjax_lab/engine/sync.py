@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from fedjax_lab.types import (
     Cohort,
     Draw,
     Facts,
+    Key,
     Method,
     Participation,
     Population,
@@ -116,45 +117,58 @@ def build(
       ValueError: if the cohort is larger than the population, the lanes do not fit the devices, or what is streamed does not fit the
         method, which wants all clients at once.
     """
+    mesh = meshes.make() if mesh is None else mesh
+    away = client_state != "device"
+    s = setting(task, method, population, participation, mesh, chunk, lanes, length, eval_batch, streamed, away)
+    panel = evaluate.panel(population, eval_clients)
+    simulation = _streaming(s, population, panel, client_state) if streamed or away else _resident(s, population, panel)
+    return simulation._replace(plan={**simulation.plan, "population": "streamed" if streamed else "device", "client_state": client_state})
+
+
+def setting(task: Task, method: Method, population: Population, participation: Participation, mesh: Mesh, chunk: int, lanes: int, length: int,
+            eval_batch: int, streamed: bool = False, away: bool = False) -> Setting:
+    """What is static of a program, checked; see `build`."""
     if not 1 <= participation.slots <= population.clients:
         raise ValueError(f"cohort={participation.slots}: of {population.clients} clients; choose 1..{population.clients}")
     if length < 1:
         raise ValueError(f"length={length}: choose 1 or more rounds")
-    mesh = meshes.make() if mesh is None else mesh
-    away = client_state != "device"
     whole = any(phase.everyone for phase in method.exchanges)
     if whole and (streamed or away):
         raise ValueError(f"method '{method.info.name}' asks all clients at once: it needs population and client_state on the device")
     capacity = tuple(max(1, stream.most(side.size)) for side in (population.train, population.test))
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
     everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
-    census = Census(population.clients, population.train.size)
-    s = Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away)
-    panel = evaluate.panel(population, eval_clients)
-    simulation = _streaming(s, population, panel, client_state) if streamed or away else _resident(s, population, panel)
-    return simulation._replace(plan={**simulation.plan, "population": "streamed" if streamed else "device", "client_state": client_state})
+    example = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in population.train.examples.items()}
+    census = Census(population.clients, population.train.size, population.counts.shape[1], example)
+    return Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away)
 
 
 def _resident(s: Setting, population: Population, panel: evaluate.Panel) -> Simulation:
     """Everything is on the devices, and a segment is one program."""
     everywhere = meshes.replicated(s.lay.mesh)
-    world = jax.device_put(World(population._replace(manifest={}), panel), everywhere)
+    world = meshes.place(World(population._replace(manifest={}), panel), everywhere)
+    start, segment = program(s)
+    shapes = jax.eval_shape(start, world, jax.random.key(0))
+    shardings = _shardings(s.lay.mesh, s.clients, shapes)
+    run = jax.jit(segment, donate_argnums=(1,), out_shardings=(shardings, everywhere))
+    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world))
+
+
+def program(s: Setting) -> tuple[Callable[[World, Key], State], Callable[..., tuple[State, Record]]]:
+    """`init` and `segment` of a Simulation whose population and client rows are on the devices, not compiled."""
 
     def start(world, key):
         server, participation = _begin(s, key)
         facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), world.population.train.size, world.population.counts)
         return State(server, *_rows(s, world, key, facts), participation, key)
 
-    shapes = jax.eval_shape(start, world, jax.random.key(0))
-    shardings = _shardings(s.lay.mesh, s.clients, shapes)
-    run = jax.jit(_segment(s), donate_argnums=(1,), out_shardings=(shardings, everywhere))
-    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, _plan(s, shapes, world))
+    return start, _segment(s)
 
 
 def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client_state: str) -> Simulation:
     """The population, the clients' rows, or both live off the devices; a segment's share of them travels. See engine.stream."""
     everywhere = meshes.replicated(s.lay.mesh)
-    put = functools.partial(jax.device_put, device=everywhere)
+    put = functools.partial(meshes.place, sharding=everywhere)
     feeder = stream.Feeder(population, s.participation, panel.ids if s.method.personal else (), s.length, s.streamed, put)
     resident = Population((), Stream(population.test.examples, (), ()), ()) if s.streamed else population
     fixed = put(World(resident._replace(manifest={}), panel))
@@ -188,11 +202,11 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
         share = feeder.take(state, int(clock), int(rounds))
         if table is None:
             return run(world_of(world, share), state, clock, rounds)
-        clients, wires = jax.device_put(table.read(state.clients, share, new_rows(state.key, share.facts)), (shardings.clients, shardings.wires))
+        clients, wires = meshes.place(table.read(state.clients, share, new_rows(state.key, share.facts)), (shardings.clients, shardings.wires))
         after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds)
         return after._replace(clients=table.write(state.clients, share, (after.clients, after.wires)), wires=()), record
 
-    return Simulation(fixed, start, segment, s.length, _plan(s, shapes, like))
+    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like))
 
 
 def _segment(s: Setting):
@@ -204,10 +218,11 @@ def _segment(s: Setting):
 
 
 def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
-    """Rows [N, ...] are cut over the devices where N divides evenly; everything else is on all of them."""
-    rows = meshes.dealt(mesh) if clients % mesh.size == 0 else meshes.replicated(mesh)
+    """Rows [N, ...] are cut over `clients` where N divides evenly, they and the server's state over `model`; the rest is on all devices."""
+    first = meshes.CLIENTS if clients % mesh.shape[meshes.CLIENTS] == 0 else None
     everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
-    return everywhere._replace(**{part: jax.tree.map(lambda _: rows, getattr(shapes, part)) for part in ("clients", "wires")})
+    rows = {part: meshes.cut(mesh, getattr(shapes, part), first) for part in ("clients", "wires")}
+    return everywhere._replace(server=meshes.cut(mesh, shapes.server), **rows)
 
 
 def _begin(s: Setting, key) -> tuple[Tree, Tree]:
@@ -378,12 +393,12 @@ def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]
     return {**report, **evaluate.spread(own, "personal_")}
 
 
-def _plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:
+def plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:
     """What will run where, for people; memory as chunk x parameters x (optimizer slots + 2), rows and data."""
     params = jax.eval_shape(s.method.deploy, shapes.server)
     tables = tree.nbytes((shapes.clients, shapes.wires))
     return {
-        "devices": s.lay.devices,
+        "devices": s.lay.mesh.size,
         "platform": s.lay.mesh.devices.flat[0].platform,
         "chunk": s.lay.chunk,
         "lanes": s.lay.lanes,

@@ -1,4 +1,4 @@
-"""Two tiny unbalanced problems that every oracle shares: a tanh classifier and a bowl with its gradient by hand.
+"""Tiny unbalanced problems that the oracles share: a tanh classifier, and a bowl and a regression with their gradients by hand.
 
 An oracle sees flat float64 vectors only: `start`, `gradient(y, rows)` and the like.
 """
@@ -152,4 +152,32 @@ def bowl() -> Problem:
     )
 
 
-PROBLEMS = {"classifier": classifier, "bowl": bowl}
+@functools.cache
+def regression() -> Problem:
+    """f_i(w) = mean over its rows of (y - x . w)^2, where three of the clients have fewer rows than w has entries."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(SIZES.sum(), DIM)).astype(np.float32)
+    y = (x @ np.linspace(-1, 1, DIM) + 0.3 * rng.normal(size=len(x))).astype(np.float32)
+
+    def apply(params, batch, key=None):
+        return batch["x"] @ params["w"]
+
+    def metrics(outputs, batch):
+        return {"loss": (outputs - batch["y"]) ** 2}
+
+    def loss(params, batch, key):
+        error, mask = metrics(apply(params, batch), batch)["loss"], batch["mask"]
+        return jnp.sum(jnp.where(mask, error, 0)) / jnp.maximum(mask.sum(), 1), Aux()
+
+    x_, y_ = x.astype(np.float64), y.astype(np.float64)
+    return Problem(
+        Task("line", lambda key: {"w": jnp.full(DIM, 0.5)}, apply, loss, metrics), _population({"x": x, "y": y}, np.zeros((len(SIZES), 0))),
+        np.full(DIM, 0.5), SIZES,
+        gradient=lambda v, rows: 2 * x_[rows].T @ (x_[rows] @ v - y_[rows]) / len(rows),
+        loss=lambda v, rows: float(((x_[rows] @ v - y_[rows]) ** 2).mean()),
+        features=None, pullback=None,
+        curvature=lambda v, rows, t: 2 * x_[rows].T @ (x_[rows] @ t) / len(rows),
+    )
+
+
+PROBLEMS = {"classifier": classifier, "bowl": bowl, "regression": regression}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lab.methods.optimization.moon import cosine
+from fedjax_lab.parts.oracles.directions import cosine
 from fedjax_lab.types import Aux, Task
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend
 from fedjax_lab.parts.clients import Weighting, weigh
+from fedjax_lab.parts.oracles.directions import cosine
 from fedjax_lab.registry import method
 from fedjax_lab.spec import NonNegative, Positive
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -35,12 +36,6 @@ class Previous(NamedTuple):
 
     model: Tree
     seen: jax.Array
-
-
-def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Row by row, [B]; zero where a row is zero."""
-    norms = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
-    return jnp.sum(a * b, -1) * jax.lax.rsqrt(jnp.maximum(norms, 1e-16))
 
 
 @method(family="optimization", paper=PAPER, year=2021, stateful=True)

@@ -100,6 +100,12 @@ def _one_pass(key: Key, data: ClientData, work: Work, wanted: Any) -> tuple[Batc
     return plan._replace(steps=jnp.where(wanted, plan.steps, 0)), 1 / jnp.maximum(data.size, 1)
 
 
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Row by row, [B]; zero where a row is zero."""
+    norms = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
+    return jnp.sum(a * b, -1) * jax.lax.rsqrt(jnp.maximum(norms, 1e-16))
+
+
 Remembering = Callable[[Key, Tree, Tree, Batch], tuple[jax.Array, Tree, Tree, Tree]]
 """(key, params, memory, batch) -> (loss, v, stats, memory): a Direction that carries something from step to step."""
 

@@ -38,6 +38,17 @@ def known() -> Wire:
     return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, lambda code: 0)
 
 
+def rows_unless_zero() -> Wire:
+    """For each row of the leading axis one bit, and the row where an entry of it is not zero."""
+
+    def bits(code):
+        flat = jnp.concatenate([x.reshape(x.shape[0], -1) != 0 for x in jax.tree.leaves(code)], 1)
+        told = jnp.sum(jnp.any(flat, 1))
+        return flat.shape[0] + told * (rules.value_bits(code) // flat.shape[0])
+
+    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
+
+
 def unless_zero() -> Wire:
     """One bit, and the whole field only where an entry is not zero: for fields that clients of one role have nothing to say in."""
 
