@@ -3,16 +3,37 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from absl import flags
 
+from fedjax_lab import config as configs
 from fedjax_lab import spec
 from fedjax_lab.run import Prepared, Run
 
 
+def define(names: Collection[str]) -> None:
+    """A flag for each of these fields of Config, with the field's help."""
+    for field in configs.fields():
+        if field.name in names:
+            flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=flags.FLAGS)
+
+
+def answer(argv: list[str], work: Callable[[], int]) -> int:
+    """The exit status of a program: what its work returns, or 2 for a request that is not valid, which is one line."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument '{argv[1]}'; settings are flags, --name=value")
+        return work()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with a wrong flag as one line and exit status 2."""
+    """absl's parser, with a wrong flag as one line and exit status 2; --help shows all flags of the program, whoever defined them."""
+    for name in own_flags():
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -115,13 +136,13 @@ def summary(run: Run, folder: object) -> None:
     rows += [("rounds", str(last["round"])), ("seconds, compilation apart", f"{last['seconds']:.1f}"), ("compilation", f"{run.compile_seconds:.1f}")]
     rows += [("bytes up, down", f"{size(last['bytes_up'])}, {size(last['bytes_down'])}")]
     width = max(len(text) for text, _ in rows)
-    print("\n".join(["", *(f"{text:<{width}}  {value}" for text, value in rows), "", f"{folder}: metrics.jsonl, curves.png, checkpoint"]))
+    print("\n".join(["", *(f"{text:<{width}}  {value}" for text, value in rows), "", f"{folder}: metrics.jsonl, curves.png, partition.png, checkpoint"]))
 
 
 def catalog() -> None:
-    """Tasks, partitions and methods, with their options."""
+    """Tasks, partitions, augmentations, participation and methods, with their options."""
     from fedjax_lab import models, registry
-    from fedjax_lab.data import scenario, sources
+    from fedjax_lab.data import augment, scenario, sources
 
     print("tasks: SOURCE_MODEL[:arg=value,...]")
     print("  sources  ", ", ".join(sources.SOURCES), "and any tensorflow-datasets folder by name (mnist, cifar10, ...)")
@@ -129,6 +150,13 @@ def catalog() -> None:
     print("partitions: NAME[:VALUE][,arg=value...], selections and shifts joined to it by '+'")
     for name, factory in scenario.ITEMS.items():
         print(f"  {name:<18} {options(factory) if factory else ''}")
+    print("augmentations: NAME[:VALUE][,arg=value...], joined by '+'")
+    for name, factory in augment.AUGMENTATIONS.items():
+        print(f"  {name:<18} {options(factory)}")
+    parts("participation: NAME[:VALUE][,arg=value...], dropout and stragglers joined to it by '+'", "participation")
+    parts("wires: --wire_up, --wire_down, NAME[:VALUE][,arg=value...] joined by '+'", "wire")
+    parts("rules: --aggregator=NAME[:VALUE][,arg=value...]", "aggregator")
+    parts("server optimizers: --server=NAME[:VALUE][,arg=value...]", "server")
     print("methods: --method=NAME --set key=value")
     shared = {o.name for o in spec.options(registry.training)}
     print(f"  {'(all)':<18} {options(registry.training)}")
@@ -137,6 +165,17 @@ def catalog() -> None:
         own = options(factory, shared)
         if own:
             print(f"  {'':<18} {own}")
+
+
+def parts(title: str, kind: str) -> None:
+    """The parts of a kind, with their options."""
+    from fedjax_lab import registry
+
+    print(title)
+    for name, factory in registry.catalog(kind).items():
+        print(f"  {name:<18} {factory.info.summary}")
+        if options(factory):
+            print(f"  {'':<18} {options(factory)}")
 
 
 def options(factory, hidden: set[str] = frozenset()) -> str:

@@ -5,23 +5,31 @@ what there is to choose from.
 """
 from __future__ import annotations
 
+import contextlib
 import sys
+import warnings
 
 from absl import app, flags, logging
 
 from experiments import screen
 from fedjax_lab import config as configs
-from fedjax_lab import spec
+from fedjax_lab import platform, spec
 
 FLAGS = flags.FLAGS
 
 
 def define() -> None:
     """One flag per field of Config, and what only the command line has."""
-    for field in configs.fields():
-        flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=FLAGS)
+    screen.define([field.name for field in configs.fields()])
     flags.DEFINE_multi_string("set", [], "option of the method as key=value, repeatable; --list prints the options of --method", flag_values=FLAGS)
-    flags.DEFINE_string("workdir", None, "folder for this run's files, new or empty (default: runs/<method>-<task>-<time>)", flag_values=FLAGS)
+    flags.DEFINE_string("workdir", None, "folder for this run's files, new, empty or of this run begun before (default: runs/<method>-<task>-<time>)",
+                        flag_values=FLAGS)
+    flags.DEFINE_string("resume", "auto", "auto goes on with a run that the workdir holds, must demands that it holds one, never that it holds nothing",
+                        flag_values=FLAGS)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes", flag_values=FLAGS)
+    flags.DEFINE_string("processes", None, "how many processes the run has, or cluster for what JAX detects; by default what SLURM, Open MPI or "
+                        "Kubernetes on TPUs says, else 1", flag_values=FLAGS)
+    flags.DEFINE_string("process_id", None, "which of the processes this is, from 0", flag_values=FLAGS)
     flags.DEFINE_bool("list", False, "print tasks, partitions and methods with their options, and exit", flag_values=FLAGS)
 
 
@@ -48,47 +56,54 @@ def options(items: list[str], method: str) -> dict[str, object]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs from flags; 0 when done, 1 when the training broke off, 2 for a request that is not valid."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument '{argv[1]}'; settings are flags, --name=value")
-        if FLAGS.list:
-            screen.catalog()
-            return 0
-        return _train(read())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Runs from flags; 0 when done, 1 when the training broke off, 2 for a request that is not valid, 143 after SIGTERM."""
+    return screen.answer(argv, _answer)
+
+
+def _answer() -> int:
+    if FLAGS.list:
+        screen.catalog()
+        return 0
+    return _train(read())
 
 
 def _train(config: configs.Config) -> int:
-    from fedjax_lab import run, workdir
+    from fedjax_lab import resume, run, workdir
 
+    platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    path = FLAGS.workdir or workdir.default_path(config)
+    start = resume.find(path, config, FLAGS.resume)
+    platform.quiet()
+    if start and run.finished(config, start):
+        workdir.restore(path, start)
+        print(f"{path}: finished, {screen.describe(start.history[-1])}; more --rounds would go on")
+        return 0
     prepared = run.prepare(config)
-    folder = workdir.WorkDir(FLAGS.workdir or workdir.default_path(config), prepared)
-    live = screen.Live(prepared, folder.path)
-
-    def report(prepared, row):
-        folder.add(row)
-        live.add(row)
-
     try:
-        finished = run.follow(prepared, report)
+        with workdir.WorkDir(path, prepared, start) as folder:
+            if start:
+                print(f"going on after round {start.clock}")
+            with contextlib.closing(screen.Live(prepared, path)) as live:
+                finished = run.follow(prepared, lambda _, row: live.add(row), folder.start, folder.keep)
+    except workdir.Stopped as stop:
+        print(f"stopped by SIGTERM after round {stop.clock}; the same command goes on", file=sys.stderr)
+        return stop.code
     except run.Diverged as error:
-        live.close()
-        print(f"error: {error}; what was written before is in {folder.path}", file=sys.stderr)
+        print(f"error: {error}; what was written before is in {path}", file=sys.stderr)
         return 1
-    live.close()
-    folder.finish(finished)
-    screen.summary(finished, folder.path)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    screen.summary(finished, path)
     return 0
 
 
 def entry() -> None:
     """Parses the flags and runs; a wrong flag is one line and exit status 2."""
     define()
-    logging.set_verbosity(logging.WARNING)  # orbax and JAX report every step of theirs
-    app.run(main, flags_parser=screen.parse_flags)
+    logging.set_verbosity(logging.FATAL)  # orbax reports every step of its own, and traces every error that is reported here
+    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
+    app.run(platform.together(main), flags_parser=screen.parse_flags)
 
 
 if __name__ == "__main__":

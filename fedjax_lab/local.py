@@ -49,6 +49,7 @@ class Work(NamedTuple):
     lr: client learning rate.  epochs: passes over the client's data, used when local_steps is 0.
     local_steps: a fixed number of steps for every client, whatever its size; 0 means epochs.
     batch_size: examples a step, or "full" for all of them.  optimizer: an optax transformation made for this lr.
+    lr_decay: what lr is multiplied by after every round; a method never reads it, see `at`.
     """
 
     lr: Any
@@ -58,6 +59,12 @@ class Work(NamedTuple):
     optimizer: optax.GradientTransformation
     plain: bool = True  # the optimizer is SGD without momentum or decay, which some methods need
     named: str = "sgd"  # the optimizer as it was asked for, for messages
+    lr_decay: float = 1.0
+
+    def at(self, clock: jax.Array) -> Work:
+        """The work of round `clock`: its lr is lr lr_decay^clock, and what the optimizer adds is as much smaller."""
+        factor = self.lr_decay**clock
+        return self._replace(lr=self.lr * factor, optimizer=optax.chain(self.optimizer, optax.scale(factor)), lr_decay=1.0)
 
     def steps(self, size: jax.Array) -> jax.Array:
         """Local steps of clients with `size` examples (any shape); none without data."""

@@ -1,10 +1,17 @@
-"""What must be settled before JAX wakes up: CPU cores as devices, precision, the cache of compiled programs."""
+"""What must be settled before JAX wakes up: several processes as one, CPU cores as devices, precision, the cache of compiled programs."""
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+
+SILENCE = 30  # seconds without a sign of life after which a process counts as dead and the others end
+PATIENCE = 15  # seconds that a process which ends waits for the others to end
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:
@@ -17,13 +24,88 @@ def cores() -> int:
     return 1 << (len(os.sched_getaffinity(0)).bit_length() - 1) if hasattr(os, "sched_getaffinity") else 1
 
 
+def join(coordinator: str | None = None, processes: str | None = None, process_id: str | None = None) -> None:
+    """Makes this process one of several that run one program on the devices of all, by JAX's distributed runtime.
+
+    Without arguments: the processes of a SLURM or Open MPI step or of a TPU slice in Kubernetes, as the environment says; anywhere
+    else this process stays alone. A process that dies ends the others within a minute.
+
+    Args:
+      coordinator: "host:port" of process 0, where the others find each other.
+      processes: how many there are, or "cluster" for what JAX detects, as on a TPU pod.
+      process_id: which one this is, from 0.
+
+    Raises:
+      ValueError: an argument is missing or out of range, or JAX detects no cluster.
+    """
+    if (coordinator, processes, process_id) == (None, None, None):
+        processes = "cluster" if _launched() > 1 else "1"
+    if processes == "1":
+        return
+    given = {} if processes == "cluster" else _given(coordinator, processes, process_id)
+    try:
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the run
+        faulthandler.disable()  # JAX ends a process by abort when another is lost: its line is enough
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=SILENCE, shutdown_timeout_seconds=PATIENCE)
+    except ValueError as error:
+        raise ValueError(f"--processes={processes}: JAX detects no cluster here ({error})") from None
+
+
+def _launched() -> int:
+    """How many processes the launcher started, as far as it says so in the environment."""
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env and "SLURM_PROCID" in env:
+        return int(env.get("SLURM_NTASKS", 1))
+    if "OMPI_MCA_orte_hnp_uri" in env:
+        return int(env["OMPI_COMM_WORLD_SIZE"])
+    return len(env.get("TPU_WORKER_HOSTNAMES", "").split(","))
+
+
+def _given(coordinator: str | None, processes: str | None, process_id: str | None) -> dict[str, str | int]:
+    if coordinator is None or ":" not in coordinator:
+        raise ValueError(f"--coordinator={coordinator}: expected HOST:PORT of process 0, together with --processes and --process_id")
+    if processes is None or not processes.isdecimal() or processes == "0":
+        raise ValueError(f"--processes={processes}: expected a number of processes or 'cluster'")
+    if process_id is None or not process_id.isdecimal() or int(process_id) >= int(processes):
+        raise ValueError(f"--process_id={process_id}: of {processes} processes; choose 0..{int(processes) - 1}")
+    return {"coordinator_address": coordinator, "num_processes": int(processes), "process_id": int(process_id)}
+
+
+def together(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A program's `main` for a run of several processes: one that fails unexpectedly leaves at once, so that the others hear of it;
+    JAX's own way out would wait for them."""
+
+    def run(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except Exception as error:
+            if not jax.distributed.is_initialized():
+                raise
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                print("error: a device call failed. If another process of this run has ended, its own output says why. "
+                      f"JAX says: {str(error).splitlines()[0]}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    return run
+
+
+def quiet() -> None:
+    """Leaves the screen to process 0; errors are told by all."""
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def prepare(devices: int | str = "auto", precision: str = "default", cache_dir: str | None = None) -> None:
     """Makes CPU cores devices, sets the precision of matrix products, and keeps compiled programs between processes.
 
     The number of CPU devices can only be set before JAX's first computation; afterwards it stays as it is. An accelerator's devices
-    are what they are.
+    are what they are. JAX_NUM_CPU_DEVICES, where it is set, is the number of one process.
     """
-    wanted = cores() if devices == "auto" else devices
+    wanted = devices if devices != "auto" else int(os.environ.get("JAX_NUM_CPU_DEVICES") or cores())
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:

@@ -40,9 +40,13 @@ def mean() -> Streaming:
 
     def finish(acc):
         total, heard = acc
-        # the reciprocal is written out: the compiler replaces a division by a scalar in some programs and not in others
-        inverse = jax.tree.map(lambda h: jnp.where(h == 0, 0, 1 / jnp.where(h == 0, 1, h)), heard)
-        return jax.tree.map(lambda t, r: t * r, total, spread(inverse, total))
+
+        def divided(t, h):
+            h = h.astype(t.dtype)
+            # the reciprocal is written out: the compiler replaces a division by a scalar in some programs and not in others
+            return t * jnp.where(h == 0, 0, 1 / jnp.where(h == 0, 1, h))
+
+        return jax.tree.map(divided, total, spread(heard, total))
 
     return Streaming(zero, add, merge, finish)
 

@@ -5,9 +5,9 @@
 """
 from __future__ import annotations
 
-import io
+import functools
+import operator
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,11 +18,33 @@ import numpy as np
 from fedjax_lab import config as configs
 from fedjax_lab import platform, registry, spec, tasks
 from fedjax_lab.config import Config
+from fedjax_lab.engine import processes
 from fedjax_lab.types import Method, Population, Simulation, State, Task, Tree
 
 
 class Diverged(RuntimeError):
     """A loss or an upload became NaN or infinite; the line says in which round and at which clients."""
+
+
+class Progress(NamedTuple):
+    """How far a run has come: everything that evolves. All but the state fits into JSON.
+
+    clock: rounds trained;  seconds: since the first evaluation, compilation apart;  bytes_up, bytes_down: in all;
+    sums: {metric: sum over the rounds since the last evaluation};  history: one row per evaluation.
+    """
+
+    state: State
+    clock: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    sums: Mapping[str, float] = {}
+    history: tuple[dict[str, float], ...] = ()
+
+    @property
+    def row(self) -> dict[str, float] | None:
+        """The evaluation after this very round, if there was one."""
+        return self.history[-1] if self.history and self.history[-1]["round"] == self.clock else None
 
 
 class Model(NamedTuple):
@@ -58,57 +80,115 @@ class Run(NamedTuple):
 
 
 def train(config: Config | None = None, *, task: str | Task | None = None, method: str | Method | None = None,
-          population: Population | None = None, report: Callable[[Prepared, dict[str, float]], None] | None = None, **settings: Any) -> Run:
+          population: str | Population | None = None, workdir: str | None = None, resume: str = "auto",
+          report: Callable[[Prepared, dict[str, float]], None] | None = None, **settings: Any) -> Run:
     """Trains a federated model.
 
     Args:
       config: the whole configuration, or else
       settings: fields of Config by name, for example rounds=20, options={"lr": 0.05}.
       task, method: by name, or one's own record.
-      population: one's own clients, instead of those that task and partition make.
-      report: called with the prepared run and each evaluation's row, the one before the first round included.
+      population: where the clients are, or one's own ones, instead of those that task and partition make.
+      workdir: folder for the run's files, checkpoints among them; nothing is written without it.
+      resume: "auto" continues a run of this configuration that the folder holds, "must" demands one, "never" demands an empty folder.
+      report: called with the prepared run and each evaluation's row, the one before the first round included; of a continued run with
+        the last row there is, and those to come.
 
     Raises:
       ValueError: a setting is not valid; the line names it, its value and the valid ones.
       Diverged: a loss or an upload became NaN or infinite; rows reported before are kept by whoever received them.
+      OSError: the folder cannot be written any more; what was written before is kept.
     """
-    own_task, own_method = (None if isinstance(x, str) else x for x in (task, method))
-    named = {"task": task if own_task is None else own_task.name, "method": method if own_method is None else own_method.info.name}
+    own_task, own_method, own_population = (None if isinstance(x, str) else x for x in (task, method, population))
+    named = {"task": task if own_task is None else own_task.name, "method": method if own_method is None else own_method.info.name,
+             "population": population if own_population is None else None}
     config = configs.make({**named, **settings}) if config is None else config
-    return follow(prepare(config, task=own_task, population=population, method=own_method), report)
+    make = functools.partial(prepare, config, task=own_task, population=own_population, method=own_method)
+    if workdir is None:
+        return follow(make(), report)
+    from fedjax_lab.resume import find
+    from fedjax_lab.workdir import WorkDir
+
+    start = find(workdir, config, resume)
+    prepared = make()
+    with WorkDir(workdir, prepared, start) as folder:
+        return follow(prepared, report, folder.start, folder.keep)
 
 
-def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], None] | None = None) -> Run:
-    """Trains what was prepared; see `train`."""
-    history, state, start = [], None, time.perf_counter()
-    for state, row in rounds(prepared):
-        if not history:
-            compile_seconds = time.perf_counter() - start
-        history.append(row)
-        if report is not None:
-            report(prepared, row)
-    params = prepared.method.deploy(state.server)
-    return Run(prepared.config, Model(prepared.task, params), history, state, prepared.simulation.plan, compile_seconds)
+def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], None] | None = None, start: Progress | None = None,
+           keep: Callable[[Progress], None] | None = None) -> Run:
+    """Trains what was prepared; see `train`.
+
+    Args:
+      prepared, report: see `train`.
+      start: where to go on, round 0 by default.
+      keep: called with the progress after every device call, before `report`.
+    """
+    begin, compile_seconds = time.perf_counter(), None
+    for now in rounds(prepared, start):
+        first = compile_seconds is None
+        if first:
+            compile_seconds = time.perf_counter() - begin
+        if keep is not None:
+            keep(now)
+        if report is not None and (first or now.row):
+            report(prepared, now.history[-1])
+    model = Model(prepared.task, prepared.method.deploy(now.state.server))
+    return Run(prepared.config, model, list(now.history), now.state, prepared.simulation.plan, compile_seconds)
 
 
-def prepare(config: Config, *, task: Task | None = None, population: Population | None = None, method: Method | None = None) -> Prepared:
-    """Data, task, method and program of a run, checked and ready; nothing is compiled yet."""
+def prepare(config: Config, *, task: Task | None = None, population: Population | None = None, method: Method | None = None,
+            build: Callable[..., Any] | None = None) -> Prepared:
+    """Data, task, method and program of a run, checked and ready; nothing is compiled yet. `build` lowers, by default engine.sync's."""
     from fedjax_lab.engine import mesh, sync
-    from fedjax_lab.parts.cohorts.uniform import uniform
+    from fedjax_lab.parts.cohorts.text import from_text
 
     platform.prepare(config.devices, config.precision, config.cache_dir)
     if population is None or task is None:
-        population, task = _data(config, population, task)
-    method = registry.make(config.method, task, **config.options) if method is None else method
+        population, task = processes.each(lambda: _data(config, population, task))
+        processes.agree("the data", str(population.manifest))
+    task, method = _dressed(config, task, method, population)
     if config.cohort > population.clients:
         raise ValueError(f"--cohort={config.cohort}: more than the {population.clients} clients there are; choose 1..{population.clients}")
-    devices = mesh.make(None if config.devices == "auto" else config.devices)
-    simulation = sync.build(
-        task, method, population, uniform(population.clients, config.cohort), mesh=devices, lanes=max(config.lanes, 1),
-        chunk=default_chunk(task, devices, config.cohort) if config.chunk == "auto" else config.chunk,
-        length=min(config.eval_every, config.rounds), eval_clients=config.eval_clients,
+    whole = config.participation == Config.participation and config.cohort == population.clients
+    if "participation" in method.info.refuses and not whole:
+        raise ValueError(f"--cohort={config.cohort} --participation={config.participation}: '{method.info.name}' refuses it: "
+                         f"{method.info.refuses['participation']}; choose --cohort={population.clients} and uniform")
+    participation = from_text(config.participation, population.clients, config.cohort)
+    devices = mesh.make(None if config.devices == "auto" else config.devices, config.model_devices)
+    processes.agree("the configuration", str([f for f in configs.flags(config) if not f.startswith(("--data_dir", "--cache_dir"))]))
+    simulation = (build or sync.build)(
+        task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
+        chunk=default_chunk(task, devices, participation.slots) if config.chunk == "auto" else config.chunk,
+        length=min(config.eval_every, config.rounds), eval_clients=config.eval_clients, streamed=config.population != "device",
+        client_state=config.client_state,
     )
     return Prepared(config, task, method, population, simulation)
+
+
+def _dressed(config: Config, task: Task, method: Method | None, population: Population) -> tuple[Task, Method]:
+    """The task and the method with what --augment and --stats say."""
+    from fedjax_lab.data.augment import augmented
+    from fedjax_lab.parts.transforms import statistics
+
+    if config.stats != "averaged" and not statistics.present(task):
+        raise ValueError(f"--stats={config.stats}: task '{task.name}' has no normalization statistics; leave --stats out")
+    if method is not None and (config.augment or config.stats == "frozen"):
+        flag = f"--augment={config.augment}" if config.augment else f"--stats={config.stats}"
+        raise ValueError(f"{flag}: the method given has a task already; change that task before, or give the method by name")
+    task = statistics.frozen(task) if config.stats == "frozen" else task
+    task = augmented(task, config.augment, population.train.examples) if config.augment else task
+    return task, method_of(config, task, method)
+
+
+def method_of(config: Config, task: Task, method: Method | None = None) -> Method:
+    """The method that a configuration makes for a dressed task, from traced options too; or the one given, dressed like it."""
+    from fedjax_lab.parts.transforms import statistics
+    from fedjax_lab.parts.transforms.composed import composed
+
+    method = registry.make(config.method, task, **config.options) if method is None else method
+    method = composed(method, wire_up=config.wire_up, wire_down=config.wire_down, aggregator=config.aggregator, server=config.server)
+    return statistics.local(method) if config.stats == "local" else method
 
 
 def _data(config: Config, population: Population | None, task: Task | None) -> tuple[Population, Task]:
@@ -116,31 +196,43 @@ def _data(config: Config, population: Population | None, task: Task | None) -> t
 
     source, model = tasks.load(config.task, config.data_dir, config.cache_dir)
     if population is None:
-        text = config.partition or ("" if config.partition_file else default_partition(source))
-        natural = any(spec.parse(item)[0] == "natural" for item in spec.chain(text))
-        population = scenario.build(
-            text, source, key=jax.random.key(config.data_seed), clients=config.clients or (None if natural else 100),
-            client_test=config.client_test, partition_file=_checked(config.partition_file),
-        )
-        if config.clients not in (None, population.clients):
-            raise ValueError(f"--clients={config.clients}: the partition makes {population.clients} clients; leave --clients out")
+        population = _placed(config, ready(config, source) if source.ready else scenario.build(**scene(config, source)))
     return population, model(population.train.examples) if task is None else task
 
 
-def _checked(path: str | None) -> str | None:
-    """The partition file, if it is one that numpy can read."""
-    from etils import epath
+def ready(config: Config, source: Any) -> Population:
+    """The population that the source itself makes.
 
-    if path is not None and epath.Path(path).expanduser().exists():
-        file = epath.Path(path).expanduser()
-        if file.is_dir() or not zipfile.is_zipfile(io.BytesIO(file.read_bytes())):
-            raise ValueError(f"--partition_file={path}: is no .npz file; expected one whose `idx` is an integer array [clients, n], padded with -1")
-    return path
+    Raises:
+      ValueError: another one is asked for.
+    """
+    given = {"partition": config.partition, "partition_file": config.partition_file, "client_test": config.client_test, "clients": config.clients}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name}={value}: '{source.name}' makes its own clients; leave it out, its options are arguments of the task")
+    return source.ready
+
+
+def _placed(config: Config, population: Population) -> Population:
+    """The population in arrays, or in files of the cache folder."""
+    from fedjax_lab.data import mapped
+
+    if config.population == "disk":
+        return mapped.mapped(population, platform.cache_folder(config.cache_dir) / "populations")
+    return mapped.held(population) if config.population == "device" else population
+
+
+def scene(config: Config, source: Any) -> dict[str, Any]:
+    """The arguments of scenario.build that a configuration makes of a source."""
+    text = config.partition or ("" if config.partition_file else default_partition(source))
+    given = config.partition_file or any(spec.parse(item)[0] == "natural" for item in spec.chain(text))
+    return {"text": text, "source": source, "key": jax.random.key(config.data_seed), "clients": config.clients or (None if given else 100),
+            "client_test": config.client_test, "partition_file": config.partition_file}
 
 
 def default_partition(source: Any) -> str:
-    """Natural clients where the source has them, else Dirichlet(0.3) over the classes, else at random."""
-    return "natural" if source.keys else "dirichlet:0.3" if source.classes else "iid"
+    """Natural clients where the source has them, communities of a graph, else Dirichlet(0.3) over the classes, else at random."""
+    return "natural" if source.keys else "community" if source.edges is not None else "dirichlet:0.3" if source.classes else "iid"
 
 
 def default_chunk(task: Task, mesh, cohort: int) -> int:
@@ -150,50 +242,85 @@ def default_chunk(task: Task, mesh, cohort: int) -> int:
     from fedjax_lab import tree
 
     size = tree.nbytes(jax.eval_shape(task.init, jax.random.key(0)))
-    return int(max(1, min(-(-cohort // mesh.size), 2**31 // max(4 * size, 1))))
+    return int(max(1, min(-(-cohort // mesh.shape["clients"]), 2**31 // max(4 * size, 1))))
 
 
-def rounds(prepared: Prepared) -> Iterator[tuple[State, dict[str, float]]]:
-    """Trains, yielding (state, row) before the first round and after every evaluation; a yielded state is dead once the next is asked for.
+def rounds(prepared: Prepared, start: Progress | None = None) -> Iterator[Progress]:
+    """Trains, yielding the progress before the first round and after every device call; the state in it is dead once the next is asked for.
+
+    A device call ends at an evaluation, at a checkpoint's round, or after about `max_segment_seconds`; where it ends changes no bit.
 
     Raises:
       Diverged: see `train`.
     """
     config, sim = prepared.config, prepared.simulation
-    state = sim.init(sim.world, jax.random.key(config.seed))
-    clock, traffic, started = 0, np.zeros(2, np.int64), None
-    while True:
-        count = 0 if started is None else min(sim.length, config.rounds - clock)
-        state, record = sim.segment(sim.world, state, jnp.int32(clock), jnp.int32(count))
+    if start is not None and finished(config, start):
+        yield start
+        return
+    now = start or Progress(sim.init(sim.world, jax.random.key(config.seed)))
+    origin, limit = None, 1
+    while origin is None or not finished(config, now):
+        count = 0 if origin is None else min(int(processes.gather(limit)[0, 0]), _distance(config, now.clock))
+        begin = time.perf_counter()
+        state, record = sim.segment(sim.world, now.state, jnp.int32(now.clock), jnp.int32(count))
         record = jax.device_get(record)
-        started = started or time.perf_counter()
-        _check_finite(record, clock, count)
-        clock += count
-        traffic += [int(record.rounds[k][:count].astype(np.int64).sum()) for k in ("bytes_up", "bytes_down")]
-        yield state, _row(record, clock, count, time.perf_counter() - started, traffic)
+        end = time.perf_counter()
+        if origin is None:  # nothing but an evaluation, and the compilation
+            origin = end - now.seconds
+        else:
+            limit = max(1, int(count * config.max_segment_seconds / (end - begin)))
+        _check_finite(record, now.clock, count)
+        now = _add(config, now._replace(state=state, clock=now.clock + count, seconds=end - origin), record, count)
+        yield now
         if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
             raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
-        reached = config.target_accuracy is not None and record.evaluation["test_accuracy"] >= config.target_accuracy
-        if clock >= config.rounds or reached:
-            return
 
 
-def _row(record, clock: int, count: int, seconds: float, traffic: np.ndarray) -> dict[str, float]:
-    ledger = ("ids", "mask", "finite", "bytes_up", "bytes_down")
-    trained = {f"train_{k}": float(v[:count].mean()) for k, v in record.rounds.items() if k not in ledger and count}
-    names = sorted(record.evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
-    evaluated = {k: float(record.evaluation[k]) for k in names}
-    return {"round": clock, "seconds": round(seconds, 4), **evaluated, **trained, "bytes_up": int(traffic[0]), "bytes_down": int(traffic[1])}
+def finished(config: Config, now: Progress) -> bool:
+    """Whether all rounds are trained or the target accuracy is reached."""
+    target, row = config.target_accuracy, now.row or {}
+    return now.clock >= config.rounds or (target is not None and row.get("test_accuracy", -1) >= target)
+
+
+def _distance(config: Config, clock: int) -> int:
+    """Rounds from here to the next evaluation or checkpoint."""
+    every, _ = configs.interval(config.checkpoint_every)
+    return int(min(config.eval_every - clock % config.eval_every, every - clock % every, config.rounds - clock))
+
+
+def _add(config: Config, now: Progress, record, count: int) -> Progress:
+    """The progress with the reports of `count` more rounds, and a row where an evaluation is due."""
+    reports = {k: v[:count] for k, v in record.rounds.items()}
+    up, down = (sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way)) for way in ("bytes_up", "bytes_down"))
+    add = functools.partial(functools.reduce, operator.add)  # one by one: the cut of the rounds must not show
+    sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1}
+    now = now._replace(bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, sums=sums)
+    if now.row or now.clock % config.eval_every and now.clock < config.rounds:
+        return now
+    row = _row(now, record.evaluation)
+    if now.history and not np.isfinite(row["test_loss"]):
+        raise Diverged(f"round {now.clock}: the test loss of the global model is not finite")
+    return now._replace(sums={}, history=(*now.history, row))
+
+
+def _row(now: Progress, evaluation: Mapping[str, np.ndarray]) -> dict[str, float]:
+    rounds = now.clock - now.history[-1]["round"] if now.history else 0
+    names = sorted(evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
+    evaluated = {k: float(evaluation[k]) for k in names}
+    trained = {f"train_{k}": v / rounds for k, v in now.sums.items() if rounds}
+    return {"round": now.clock, "seconds": round(now.seconds, 4), **evaluated, **trained, "bytes_up": now.bytes_up, "bytes_down": now.bytes_down}
 
 
 def _check_finite(record, clock: int, count: int) -> None:
-    finite, ids, mask = (record.rounds[k][:count] for k in ("finite", "ids", "mask"))
-    broken = ~finite & mask
+    reports = {k: v[:count] for k, v in record.rounds.items()}
+    ids, broken = reports["ids"], ~reports["finite"] & reports["mask"]
+    if "all_finite" in reports:  # of phases with everyone, by id
+        everyone = np.arange(reports["all_finite"].shape[1])
+        ids = np.concatenate([ids, np.broadcast_to(everyone, reports["all_finite"].shape)], 1)
+        broken = np.concatenate([broken, ~reports["all_finite"]], 1)
     if broken.any():
         first = int(np.argmax(broken.any(1)))
-        clients = ids[first][broken[first]].tolist()
+        clients = sorted({*ids[first][broken[first]].tolist()})
         named = ", ".join(map(str, clients[:10])) + (f" and {len(clients) - 10} more" if len(clients) > 10 else "")
         raise Diverged(f"round {clock + first + 1}: loss or upload is not finite at client{'s' * (len(clients) > 1)} {named}; "
                        "a smaller lr is the usual cure")
-    if count and not np.isfinite(record.evaluation["test_loss"]):
-        raise Diverged(f"round {clock + count}: the test loss of the global model is not finite")

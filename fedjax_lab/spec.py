@@ -20,6 +20,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
+
 
 class Range(NamedTuple):
     """The numbers between low and high; `open` names the ends that are left out: "", "low", "high" or "both"."""
@@ -151,6 +153,8 @@ def convert(kind: Any, value: Any, what: str = "value") -> Any:
     Raises:
       ValueError: it is not of that type or out of its range; `what` opens the line.
     """
+    if isinstance(value, jax.core.Tracer):
+        return value  # one of many runs; its values were checked before they were traced
     for leaf, ranges in _leaves(kind):
         try:
             result = _read(leaf, value)

@@ -1,12 +1,20 @@
-"""The files of a run: config.json, run.flags, partition.json, metrics.jsonl, curves.png and the final checkpoint."""
+"""The files of a run: config.json, run.flags, partition.json, metrics.jsonl, curves.png, partition.png and the checkpoints.
+
+A checkpoint holds everything that evolves, the rows of metrics.jsonl included, so a run goes on from its last whole checkpoint as if
+nothing had happened. All other files follow from it and from the configuration.
+"""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import platform as machine
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,50 +22,206 @@ import numpy as np
 from etils import epath
 
 from fedjax_lab import config as configs
-from fedjax_lab import tasks
+from fedjax_lab import resume, tasks
 from fedjax_lab.config import Config
-from fedjax_lab.engine import checkpoint
-from fedjax_lab.run import Model, Prepared, Run
+from fedjax_lab.data import manifest
+from fedjax_lab.engine import checkpoint, processes
+from fedjax_lab.run import Model, Prepared, Progress, finished
+
+
+class Stopped(SystemExit):
+    """SIGTERM came, and the progress is in a checkpoint. Uncaught, it ends the process with status 143."""
+
+    def __init__(self, clock: int):
+        super().__init__(128 + signal.SIGTERM)
+        self.clock = clock
 
 
 class WorkDir:
-    """An open folder of a run. Every file appears as soon as its content is known; nothing that is there is overwritten."""
+    """The open folder of a run: `with WorkDir(path, prepared, start) as folder: follow(prepared, report, folder.start, folder.keep)`.
 
-    def __init__(self, path: str, prepared: Prepared):
-        """Creates the folder and writes what is known before the first round.
+    Args:
+      path: the folder; one process at a time may open it.
+      prepared: the run.
+      start: what `resume.find` found in the folder.
 
-        Raises:
-          ValueError: the folder holds something already, or cannot be written.
-        """
-        self.path = open_folder(path)
-        config, example = prepared.config, prepared.population.train.examples
-        shapes = {k: [str(v.dtype), *v.shape[1:]] for k, v in example.items()}
-        record = {
-            "config": dataclasses.asdict(config), "example": shapes, "classes": int(prepared.population.counts.shape[1]),
-            "facts": {k: v for k, v in prepared.population.manifest.items() if k in ("users", "items", "tokens")},
-            "plan": dict(prepared.simulation.plan), "versions": versions(), "command": sys.argv,
-        }
-        self._write("config.json", json.dumps(record, indent=2, default=str) + "\n")
-        self._write("run.flags", "\n".join(configs.flags(config)) + "\n")
-        self._write("partition.json", json.dumps(prepared.population.manifest, indent=2, default=_plain) + "\n")
-        self._metrics = (self.path / "metrics.jsonl").open("w")
+    Raises:
+      ValueError: on entry, the folder cannot be written, another process has it open, or the data are not those of the run begun.
+      OSError: later, the folder cannot be written any more; what was written before is kept.
+      Stopped: after SIGTERM.
+    """
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Appends one evaluation to metrics.jsonl."""
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
+    def __init__(self, path: str, prepared: Prepared, start: Progress | None = None):
+        self.path, self._prepared, self.start = epath.Path(path), prepared, start
+        self._rows, self._saved = (len(start.history), start.clock) if start else (0, 0)
+        self._stack, self._checkpoints, self._terminated, self._last = contextlib.ExitStack(), None, False, time.monotonic()
 
-    def finish(self, run: Run) -> None:
-        """Draws the curves and writes the final checkpoint."""
+    def __enter__(self) -> WorkDir:
+        with contextlib.ExitStack() as stack:
+            try:
+                self._open(stack)
+            except OSError as error:
+                raise ValueError(f"--workdir={self.path}: cannot be written ({error.strerror or error}); choose another folder") from None
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        simulation, start = self._prepared.simulation, self.start
+        processes.first(lambda: self._claim(stack, start))
+        if start:
+            first = simulation.init(simulation.world, jax.random.key(0))  # says where everything belongs
+            self.start = start._replace(state=checkpoint.place(start.state, jax.tree.map(_shape, first)))
+        if not start or not finished(self._prepared.config, start):
+            stack.enter_context(_on_sigterm(self._terminate))
+
+    def _claim(self, stack: contextlib.ExitStack, start: Progress | None) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_alone(self.path))
+        if start:
+            resume.same_data(self.path, self._prepared.population)
+            restore(self.path, start)
+        if not start or not finished(self._prepared.config, start):
+            describe(self.path, self._prepared)
+            stack.enter_context(contextlib.suppress(OSError))  # closing tries once more what a full disk refused
+            self._metrics = stack.enter_context((self.path / "metrics.jsonl").open("a" if start else "w"))
+            _set_aside(self.path / "checkpoint", start)
+
+    def keep(self, now: Progress) -> None:
+        """Writes the rows that are new, and a checkpoint when one is due; with the last one the curves."""
+        over = finished(self._prepared.config, now)
+        votes = processes.gather(self._due(now.clock), self._terminated)  # process 0 has the clock, a SIGTERM may reach any
+        due, self._terminated = bool(votes[0, 0]), bool(votes[:, 1].any())
+        trees = None
+        if now.clock != self._saved and (over or due or self._terminated):
+            trees = processes.whole({"state": now.state, "model": self._prepared.method.deploy(now.state.server)})
+            self._saved = now.clock
+        processes.first(lambda: self._write_down(now, trees, over))
+        if self._terminated and not over:
+            raise Stopped(now.clock)
+
+    def _write_down(self, now: Progress, trees: Mapping[str, Any] | None, over: bool) -> None:
+        with self._writing():
+            for row in now.history[self._rows:]:
+                self._metrics.write(json.dumps(row) + "\n")
+                self._metrics.flush()
+            self._rows = len(now.history)
+            if trees:
+                self._save(now, trees, over)
+            if self._checkpoints and (over or self._terminated):
+                self._checkpoints.wait_until_finished()
+
+    def _due(self, clock: int) -> bool:
+        rounds, seconds = configs.interval(self._prepared.config.checkpoint_every)
+        return clock % rounds == 0 or time.monotonic() - self._last >= seconds
+
+    def _save(self, now: Progress, trees: Mapping[str, Any], over: bool) -> None:
+        from fedjax_lab.data import picture
         from fedjax_lab.metrics import curves
 
-        self._metrics.close()
-        curves.draw({run.config.method: run.history}, self.path / "curves.png")
-        clock = run.history[-1]["round"]
-        checkpoint.save(self.path / "checkpoint" / f"{clock:08d}", {"model": run.model.params, "state": run.state})
+        config = self._prepared.config
+        try:
+            if over:
+                curves.draw({config.method: now.history}, self.path / "curves.png")
+                picture.plot(self._prepared.population, self.path / "partition.png")
+        finally:
+            self._checkpoints = self._checkpoints or checkpoint.manager(self.path / "checkpoint", config.keep)
+            notes = now._replace(state=None)._asdict()
+            checkpoint.save(self._checkpoints, now.clock, notes, **trees)
+        self._last = time.monotonic()
 
-    def _write(self, name: str, text: str) -> None:
-        (self.path / name).write_text(text)
+    def __exit__(self, kind, *_) -> None:
+        with self._stack, self._writing() if kind is None else contextlib.suppress(Exception):
+            if self._checkpoints:
+                self._checkpoints.close()
+
+    def _terminate(self, *_) -> None:
+        self._terminated = True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):  # tensorstore's word for a full disk
+                raise
+            why = getattr(error, "strerror", None) or str(error).split("\n")[0].split(": ")[-1]
+            raise OSError(f"{self.path}: cannot be written any more ({why}); what was written before is kept, and the same command goes on") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+    """Keeps other processes out, where the file system can; the lock ends with the process."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # no such locks here, or no local folder
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # nor perhaps here
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"--workdir={folder}: another process is writing there") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _on_sigterm(act: Callable[..., None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, act)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def describe(folder: epath.Path, prepared: Prepared) -> None:
+    """Writes what is known of a run before its first round, config.json first: with it the folder is a run."""
+    config, population = prepared.config, prepared.population
+    record = {
+        "config": dataclasses.asdict(config),
+        "example": {k: [str(v.dtype), *v.shape[1:]] for k, v in population.train.examples.items()},
+        "classes": population.manifest["classes"],
+        "facts": {k: v for k, v in population.manifest.items() if k in ("users", "items", "tokens")},
+        "plan": dict(prepared.simulation.plan), "versions": versions(), "command": sys.argv,
+    }
+    _write(folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+    _write(folder / "run.flags", "\n".join(configs.flags(config)) + "\n")
+    _write(folder / "partition.json", manifest.text(population.manifest))
+
+
+def _shape(x: Any) -> Any:
+    """A device's array as its shape and sharding, so that it makes room; arrays of the host as they are."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
+
+
+def restore(path: str | epath.Path, start: Progress) -> None:
+    """Brings metrics.jsonl to the rows of a checkpoint: what a crash left behind it goes, what is lost comes back."""
+    file, text = epath.Path(path) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in start.history)
+    if not file.exists() or file.read_text() != text:
+        _write(file, text)
+
+
+def _write(file: epath.Path, text: str) -> None:
+    """A whole file or none."""
+    part = file.parent / f".{file.name}.tmp"
+    part.write_text(text)
+    part.replace(file)
+
+
+def _set_aside(checkpoints: epath.Path, start: Progress | None) -> None:
+    """Checkpoints that were passed over step out of the way of those to come."""
+    for old in checkpoints.iterdir() if checkpoints.exists() else ():
+        if old.name.isdigit() and (start is None or int(old.name) > start.clock):
+            aside = checkpoints / f"{old.name}.damaged"
+            aside.rmtree(missing_ok=True)
+            old.rename(aside)
 
 
 def open_folder(path: str) -> epath.Path:
@@ -66,10 +230,9 @@ def open_folder(path: str) -> epath.Path:
     Raises:
       ValueError: it holds something already, or cannot be made.
     """
+    resume.demand_empty(path)
     folder = epath.Path(path)
     try:
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"--workdir={path}: already holds {next(iter(folder.iterdir())).name}; nothing is overwritten, choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
@@ -89,12 +252,22 @@ def versions() -> dict[str, str]:
 
 
 def history(path: str) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (epath.Path(path) / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's metrics.jsonl; a last line that is cut short does not count.
+
+    Raises:
+      ValueError: another line cannot be read.
+    """
+    rows = []
+    for number, line in enumerate((epath.Path(path) / "metrics.jsonl").read_text().split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}: line {number} of metrics.jsonl is damaged; start the run again to get it back") from None
+    return rows
 
 
 def load(path: str, task=None) -> Model:
-    """The trained global model of a finished run, ready for prediction.
+    """The global model of a run's last checkpoint, ready for prediction.
 
     Args:
       path: the run's workdir.
@@ -106,15 +279,12 @@ def load(path: str, task=None) -> Model:
     folder = epath.Path(path)
     if not (folder / "config.json").exists():
         raise ValueError(f"{path}: holds no run (config.json is missing)")
-    saved = sorted(p for p in (folder / "checkpoint").glob("*") if p.name.isdigit()) if (folder / "checkpoint").exists() else []
-    if not saved:
-        raise ValueError(f"{path}: the run has no checkpoint yet; it is written when the run ends")
-    record = json.loads((folder / "config.json").read_text())
+    record = resume.read_config(path)
+    saved = checkpoint.newest(folder / "checkpoint", "model")
+    if saved is None:
+        raise ValueError(f"{path}: the run has no checkpoint yet; see --checkpoint_every")
     task = task or _task(record)
-    like = jax.eval_shape(task.init, jax.random.key(0))
-    params = checkpoint.restore(saved[-1])["model"]
-    leaves, wanted = jax.tree.leaves(params), jax.tree.structure(like)
-    return Model(task, jax.tree.unflatten(wanted, [jax.numpy.asarray(x) for x in leaves]))
+    return Model(task, checkpoint.place(saved.groups["model"], jax.eval_shape(task.init, jax.random.key(0))))
 
 
 def _task(record: Mapping[str, Any]):
@@ -124,8 +294,4 @@ def _task(record: Mapping[str, Any]):
     return tasks.build(text, model, example, record["classes"], tasks.of_model(source, options), record["facts"])
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-__all__ = ["WorkDir", "default_path", "history", "load", "open_folder", "versions"]
+__all__ = ["Stopped", "WorkDir", "default_path", "describe", "history", "load", "open_folder", "restore", "versions"]

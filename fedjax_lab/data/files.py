@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_lab.data import source
+from fedjax_lab.data import known, source
 from fedjax_lab.data.source import Arrays, Source
 from fedjax_lab.spec import Count
 
@@ -16,10 +16,16 @@ CATEGORIES = ("occupation", "native_country", "workclass", "education", "marital
 
 
 def read(name: str, path: str, data_dir: Folder) -> Arrays:
-    """The arrays of an .npz file of the data folder."""
+    """The arrays of an .npz file of the data folder.
+
+    Raises:
+      ValueError: it is missing, or not the known set of that name.
+    """
     file = source.find(name, (path,), data_dir, f"give --data_dir=DIR, or set FEDJAX_LAB_DATA, to a folder with {path}")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as z:
-        return {field: z[field] for field in z.files}
+        arrays = {field: z[field] for field in z.files}
+    known.assert_arrays(name, source.digest(arrays))
+    return arrays
 
 
 def adult(*, sensitive: bool = True, data_dir: Folder = None) -> Source:

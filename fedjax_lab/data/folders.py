@@ -39,7 +39,7 @@ def classification(name: str, data_dir: str | os.PathLike | None = None, cache_d
 def decoded(name: str, data_dir: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> Arrays:
     """{split__feature: [M, ...]} of every split and feature: images uint8, numbers int64 or float32, text UTF-8 bytes."""
     path = source.find(name, (name, f"tfds/{name}"), data_dir, HINT.format(name))
-    versions = [path / v for v in sorted(os.listdir(path)) if (path / v / "dataset_info.json").exists()]
+    versions = [folder for folder in sorted(path.iterdir()) if (folder / "dataset_info.json").exists()]
     if not versions:
         raise ValueError(f"source '{name}' not found: {path} holds no version of it; {HINT.format(name)}")
     return source.cached(name, versions[-1], cache_dir, lambda: _decode(versions[-1]))

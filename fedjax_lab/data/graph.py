@@ -12,9 +12,8 @@ from typing import Annotated
 
 import numpy as np
 
-from fedjax_lab.data import draw, owners
+from fedjax_lab.data import draw, manifest, owners
 from fedjax_lab.data.owners import Partition
-from fedjax_lab.data.population import describe
 from fedjax_lab.data.source import Arrays, Source
 from fedjax_lab.spec import Count, Range
 from fedjax_lab.types import Key, Population, Stream
@@ -88,8 +87,9 @@ def build(origin: Source, owned: Partition, *, key: Key, client_test: float | No
     labels = [padded([np.where(mask[r], origin.train["y"][r], -1) for r in rows], -1) for mask in (train, test)]
     streams = [_stream({**shared, "y": y}) for y in labels]
     counts = np.stack([np.bincount(y[y >= 0], minlength=origin.classes) for y in labels[0]]).astype(np.float32)
-    facts = describe(owned, streams[0]._replace(size=owned.size), streams[1], counts)
-    more = {"partition": owned.name, "client_test": client_test, "kept_edges": int((shared["edges"][:, :, 0] >= 0).sum())}
+    facts = manifest.facts(*streams, counts, owned.size)
+    more = {"partition": owned.name, "client_test": client_test, "kept_edges": int((shared["edges"][:, :, 0] >= 0).sum()),
+            "nodes": owned.size.tolist(), "sha256_partition": manifest.hashed(owned.index, owned.size, *labels)}
     return Population(*streams, counts, {**origin.manifest, **facts, **more})
 
 

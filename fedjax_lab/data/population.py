@@ -7,13 +7,11 @@ A user's own arrays need no source: see `from_arrays`.
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from fedjax_lab.data import draw, partition, source, transport
+from fedjax_lab.data import draw, manifest, partition, source, transport
 from fedjax_lab.data.partition import Partition
 from fedjax_lab.data.source import Arrays, Source
 from fedjax_lab.types import Key, Population, Stream
@@ -38,13 +36,14 @@ def build(origin: Source, owned: Partition, *, key: Key, client_test: float | No
     generator = draw.rng(key, "client_test")
     examples = {field: array[owned.index] for field, array in origin.train.items()}
     if client_test is not None:
-        train, test = hold_out(examples, owned.size, client_test, generator)
+        train, test, tested = hold_out(examples, owned.size, client_test, generator)
     else:
         train = Stream(examples, _starts(owned.size), owned.size)
         test = Stream(dict(origin.test), *_test_index(origin, owned, generator))
+        tested = test.index
     counts = class_counts(train.examples.get("y"), train.size, origin.classes)
-    facts = {**origin.manifest, "partition": owned.name, "client_test": client_test}
-    return Population(train, test, counts, {**facts, **describe(owned, train, test, counts)})
+    facts = {**origin.manifest, "partition": owned.name, "client_test": client_test, **manifest.facts(train, test, counts)}
+    return Population(train, test, counts, {**facts, "sha256_partition": manifest.hashed(owned.index, owned.size, train.size, test.size, tested)})
 
 
 def from_arrays(x: np.ndarray, y: np.ndarray, clients: Sequence[Sequence[int]] | np.ndarray, x_test: np.ndarray,
@@ -75,8 +74,9 @@ def from_arrays(x: np.ndarray, y: np.ndarray, clients: Sequence[Sequence[int]] |
     return build(origin, owned, key=key, client_test=client_test)
 
 
-def hold_out(examples: Arrays, size: np.ndarray, share: float, generator: np.random.Generator) -> tuple[Stream, Stream]:
-    """Splits packed examples into training and test streams, at random inside each client.
+def hold_out(examples: Arrays, size: np.ndarray, share: float, generator: np.random.Generator
+             ) -> tuple[Stream, Stream, np.ndarray]:
+    """Splits packed examples at random inside each client: the training stream, the test stream and the latter's rows.
 
     Raises:
       ValueError: the share is not in (0, 1), or a client has a single example.
@@ -91,8 +91,9 @@ def hold_out(examples: Arrays, size: np.ndarray, share: float, generator: np.ran
     order = order[np.argsort(owner[order], kind="stable")]
     place = np.arange(len(owner)) - np.repeat(_starts(size), size)
     test = place < np.repeat(test_size, size)
-    sides = ((np.sort(order[~test]), size - test_size), (np.sort(order[test]), test_size))
-    return tuple(Stream({f: a[rows] for f, a in examples.items()}, _starts(n), n.astype(np.int32)) for rows, n in sides)
+    held = np.sort(order[test])
+    sides = ((np.sort(order[~test]), size - test_size), (held, test_size))
+    return *(Stream({f: a[rows] for f, a in examples.items()}, _starts(n), n.astype(np.int32)) for rows, n in sides), held
 
 
 def class_counts(labels: np.ndarray | None, size: np.ndarray, classes: int) -> np.ndarray:
@@ -165,34 +166,6 @@ def by_proportions(counts: np.ndarray, size: np.ndarray, labels: np.ndarray, gen
     kind = np.repeat(np.tile(np.arange(len(have)), len(size)), cells)
     index = order[(np.cumsum(have) - have)[kind] + (np.repeat(start, cells) + step) % have[kind]]
     return index, wanted.sum(1)
-
-
-def describe(owned: Partition, train: Stream, test: Stream, counts: np.ndarray) -> dict[str, Any]:
-    """The facts of a population, ready for JSON.
-
-    entropy: mean over clients of the entropy of their labels, in nats.  total_variation: mean over clients of the distance
-    1/2 sum |client - global| of their label proportions.  sha256: of the index, the sizes and the test streams.
-    """
-    facts: dict[str, Any] = {"clients": len(train.size), "examples": int(train.size.sum()), "test": int(test.size.sum())}
-    facts["size"] = {f"{q}%": float(np.quantile(train.size, q / 100)) for q in (0, 10, 50, 90, 100)}
-    parts = [owned.index, owned.size, train.size, test.size, *([] if test.index is None else [test.index])]
-    facts["sha256_partition"] = hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
-    return {**facts, **label_facts(counts)}
-
-
-def label_facts(counts: np.ndarray) -> dict[str, float]:
-    """The entropy and total variation of `describe`; nothing where there are no classes."""
-    if not counts.shape[1]:
-        return {}
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(1)
-    return {"entropy": float(entropy.mean()), "total_variation": float(distance(counts).mean())}
-
-
-def distance(counts: np.ndarray) -> np.ndarray:
-    """Total variation [N] between each client's label proportions and those of all examples."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return 0.5 * np.abs(shares - counts.sum(0) / max(counts.sum(), 1)).sum(1)
 
 
 def _starts(size: np.ndarray) -> np.ndarray:

@@ -1,23 +1,29 @@
 """A whole scenario from one flag: `--partition=longtail:100+dirichlet:0.3+rotation:4`.
 
 The items are joined by "+" and happen in this order: selections of examples (data/select.py), one partition (data/partition.py,
-or data/graph.py where the source is a graph; `domains` in front of it deals every domain separately), then shifts and label masks
-(data/shift.py, data/semi.py).
+or data/graph.py where the source is a graph; `domains` in front of it deals every domain separately), shifts and label masks
+(data/shift.py, data/semi.py), at last a sequence of tasks (data/sequence.py). `vertical` (data/vertical.py) in the place of the
+partition splits features over parties instead of examples over clients.
 """
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 
 import numpy as np
 
 from fedjax_lab import spec
-from fedjax_lab.data import draw, graph, owners, partition, population, select, semi, shift
+from fedjax_lab.data import draw, graph, owners, partition, population, select, semi, sequence, shift, vertical
 from fedjax_lab.data.owners import Partition
 from fedjax_lab.data.source import Source
+from fedjax_lab.data.vertical import Vertical
 from fedjax_lab.types import Key, Population
 
+FIRST = {**select.SELECTIONS, "domains": None}
+MIDDLE = {**partition.PARTITIONS, **graph.GRAPHS, "vertical": vertical.vertical}
 LATER = {**shift.SHIFTS, "semi": semi.semi}
-ITEMS = {**select.SELECTIONS, "domains": None, **partition.PARTITIONS, **graph.GRAPHS, **LATER}
+ITEMS = {**FIRST, **MIDDLE, **LATER, **sequence.SEQUENCES}
 
 
 def build(text: str, source: Source, *, key: Key, clients: int | None = None, client_test: float | None = None,
@@ -28,31 +34,67 @@ def build(text: str, source: Source, *, key: Key, clients: int | None = None, cl
       text: items joined by "+"; exactly one is a partition, or none with a `partition_file`.
       source: see data/sources.py.
       key: everything is pure in it, and nothing else is.
-      clients: number of clients; only natural partitions can do without.
+      clients: number of clients; only natural partitions and files can do without.
       client_test: share of each client's examples that is held out; see data/population.py.
       partition_file: an .npz whose `idx` is a whole-number array [clients, n] padded with -1.
 
     Raises:
       ValueError: an unknown item or option, an order that makes no sense, or a request that cannot be met, in one line.
     """
-    before, middle, after = _ordered(text, bool(partition_file))
-    for item in before:
-        if item != "domains":
-            source = spec.build("selection", item, select.SELECTIONS, source, key)
+    first, *more = stages(text, source, key=key, clients=clients, client_test=client_test, partition_file=partition_file)
+    if more:
+        raise ValueError(f"'{text}' is a sequence of {1 + len(more)} tasks, each with its own population; here a single one is needed")
+    return first
+
+
+def stages(text: str, source: Source, *, key: Key, clients: int | None = None, client_test: float | None = None,
+           partition_file: str | os.PathLike | None = None) -> tuple[Population, ...]:
+    """The populations of a sequence of tasks, over the same clients; a single one without a sequence. As `build` otherwise."""
+    before, middle, after, last = _ordered(text, bool(partition_file))
+    source = _selected(before, source, key)
     owned = _owned(middle, partition_file, "domains" in before, source, key, clients)
     lower = population.build if source.edges is None else graph.build
     people = lower(source, owned, key=key, client_test=client_test)
+    people = people._replace(manifest={**people.manifest, "partition": text or f"file {os.fspath(partition_file)}"})
     for item in after:
         name, positional, values = spec.parse(item)
         options = spec.bind(LATER[name], positional, values, name=name)
         people = semi.semi(people, key, **options) if name == "semi" else shift.shifted(people, LATER[name](**options), key)
-    return people._replace(manifest={**people.manifest, "partition": text or f"file {os.fspath(partition_file)}"})
+    return spec.build("sequence", last[0], sequence.SEQUENCES, people, key) if last else (people,)
+
+
+def parties(text: str, source: Source, *, key: Key) -> tuple[Source, Vertical]:
+    """The source after its selections, and the parties of `vertical` over its examples and the flattened features of "x".
+
+    Raises:
+      ValueError: see `build`.
+    """
+    before, middle, after, last = _ordered(text, False)
+    name, positional, values = spec.parse(middle)
+    x = source.train.get("x")
+    if name != "vertical" or after or last or "domains" in before or x is None or x.ndim < 2 or source.edges is not None:
+        raise ValueError(f"'{text}' of '{source.name}' makes no parties; expected selections if at all, then vertical, and features to split")
+    source = _selected(before, source, key)
+    options = spec.bind(vertical.vertical, positional, values, name=name)
+    return source, vertical.vertical(int(np.prod(x.shape[1:])), source.examples, key, **options)
+
+
+def _selected(items: list[str], source: Source, key: Key) -> Source:
+    for item in items:
+        if item != "domains":
+            source = spec.build("selection", item, select.SELECTIONS, source, key)
+    return source
 
 
 def _owned(text: str, file: str | os.PathLike | None, apart: bool, source: Source, key: Key, clients: int | None) -> Partition:
     if file:
-        return partition.given(_index(file), source.examples)
+        owned = partition.given(_index(file), source.examples)
+        if clients not in (None, len(owned.size)):
+            raise ValueError(f"--clients={clients}: the partition makes {len(owned.size)} clients; leave --clients out")
+        return owned
     name, positional, values = spec.parse(text)
+    if name == "vertical":
+        raise ValueError(f"'{text}' splits features over parties, not examples over clients; here a population of clients is needed")
     if name in graph.GRAPHS:
         if source.edges is None or clients is None:
             lacks = "a graph, such as cora" if source.edges is None else "a number of clients"
@@ -78,21 +120,20 @@ def within_domains(text: str, source: Source, key: Key, clients: int | None) -> 
     return owners.packed(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
-def _ordered(text: str, given: bool) -> tuple[list[str], str, list[str]]:
-    """The items before the partition, the partition, and the items after it."""
+def _ordered(text: str, given: bool) -> tuple[list[str], str, list[str], list[str]]:
+    """The items before the partition, the partition, those after it, and the sequence."""
     items = list(spec.chain(text))
     names = [spec.parse(item)[0] for item in items]
     for name in names:
         spec.choose("partition", name, ITEMS)
-    kinds = [0 if n in select.SELECTIONS or n == "domains" else 2 if n in LATER else 1 for n in names]
-    wanted = 0 if given else 1
-    if kinds.count(1) != wanted or kinds != sorted(kinds):
+    order = (FIRST, MIDDLE, LATER, sequence.SEQUENCES)
+    kinds = [next(i for i, group in enumerate(order) if name in group) for name in names]
+    if kinds.count(1) != (0 if given else 1) or kinds.count(3) > 1 or kinds != sorted(kinds):
         middle = "no partition, since there is a file" if given else "one partition"
-        first = ", ".join([*select.SELECTIONS, "domains"])
-        raise ValueError(f"'{text}' is not valid; expected {first} first if at all, {middle}, "
-                         f"then {', '.join(LATER)} if at all, joined by '+'")
-    start, end = kinds.count(0), kinds.count(0) + wanted
-    return items[:start], "".join(items[start:end]), items[end:]
+        raise ValueError(f"'{text}' is not valid; expected {', '.join(FIRST)} first if at all, {middle}, then {', '.join(LATER)} if at all, "
+                         f"then one of {', '.join(sequence.SEQUENCES)} if at all, joined by '+'")
+    before, middle, after, last = ([item for item, kind in zip(items, kinds) if kind == k] for k in range(4))
+    return before, "".join(middle), after, last
 
 
 def _index(path: str | os.PathLike) -> np.ndarray:
@@ -101,6 +142,8 @@ def _index(path: str | os.PathLike) -> np.ndarray:
     file = epath.Path(path).expanduser()
     if not file.exists():
         raise ValueError(f"partition_file '{path}' not found")
+    if file.is_dir() or not zipfile.is_zipfile(io.BytesIO(file.read_bytes())):
+        raise ValueError(f"--partition_file={path}: is no .npz file; expected one whose `idx` is an integer array [clients, n], padded with -1")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as z:
         if "idx" not in z.files:
             raise ValueError(f"partition_file '{path}' lacks idx; it has {', '.join(z.files)}")

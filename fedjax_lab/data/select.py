@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from fedjax_lab.data import draw, owners
-from fedjax_lab.data.source import Arrays, Source, make
+from fedjax_lab.data.source import Source, digest, make
 from fedjax_lab.spec import Count, Range
 from fedjax_lab.types import Key
 
@@ -38,21 +38,19 @@ def subset(source: Source, key: Key, examples: Count = 10000) -> Source:
     return take(source, _stratified(source, examples, draw.rng(key, "subset")))
 
 
-def public(source: Source, key: Key, examples: Count = 1000) -> tuple[Source, Arrays]:
-    """Splits off a public (proxy) set, with class frequencies kept up to rounding; no client will own any of it.
+def public(source: Source, key: Key, examples: Count = 1000) -> Source:
+    """Splits off a public (proxy) set, with class frequencies kept up to rounding; it is `source.public`, and no client will own it.
 
     Args:
       examples: how many training examples become public.
-
-    Returns:
-      The source without them, and their arrays.
     """
     owners.check(source.examples - 1, examples, f"public:{examples}")
     chosen = _stratified(source, examples, draw.rng(key, "public"))
-    return take(source, ~chosen), {field: array[chosen] for field, array in source.train.items()}
+    shared, rest = {field: array[chosen] for field, array in source.train.items()}, take(source, ~chosen)
+    return rest._replace(public=shared, manifest={**rest.manifest, "public_examples": examples, "sha256_public": digest(shared)})
 
 
-SELECTIONS: dict[str, Callable[..., Source]] = {"longtail": longtail, "subset": subset}
+SELECTIONS: dict[str, Callable[..., Source]] = {f.__name__: f for f in (longtail, subset, public)}
 
 
 def take(source: Source, kept: np.ndarray) -> Source:
@@ -65,7 +63,7 @@ def take(source: Source, kept: np.ndarray) -> Source:
         raise ValueError(f"source '{source.name}' is a graph, of which no examples can be left out")
     train, keys = ({name: array[kept] for name, array in group.items()} for group in (source.train, source.keys))
     smaller = make(source.name, train, source.test, source.classes, keys, source.test_keys, source.truth)
-    return smaller._replace(manifest={**source.manifest, **smaller.manifest})
+    return smaller._replace(manifest={**source.manifest, **smaller.manifest}, public=source.public)
 
 
 def need_classes(source: Source, what: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedjax_lab.data import draw
+from fedjax_lab.data import draw, manifest
 from fedjax_lab.data.select import rank_in_class
 from fedjax_lab.spec import Count, Share
 from fedjax_lab.types import Key, Population
@@ -41,8 +41,8 @@ def semi(people: Population, key: Key, share: Share = 0.1, *, where: Literal["cl
         labeled = np.isin(owner, generator.permutation(people.clients)[:count]) & seen
     else:
         labeled = np.zeros(len(owner), bool)
-    manifest = {**people.manifest, "labeled": int(labeled.sum())}
-    return people._replace(train=people.train._replace(examples={**people.train.examples, "labeled": labeled}), manifest=manifest)
+    people = people._replace(train=people.train._replace(examples={**people.train.examples, "labeled": labeled}))
+    return manifest.changed(people, labeled, labeled=int(labeled.sum()))
 
 
 def _per_cell(cell: np.ndarray, owner: np.ndarray, seen: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:

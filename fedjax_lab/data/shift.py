@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fedjax_lab.data import draw
-from fedjax_lab.data.population import class_counts, label_facts
+from fedjax_lab.data import draw, manifest
+from fedjax_lab.data.population import class_counts
 from fedjax_lab.data.source import Arrays
 from fedjax_lab.spec import Count, Positive
 from fedjax_lab.types import Key, Population, Stream
@@ -131,8 +131,9 @@ def shifted(people: Population, shift: Shift, key: Key, group: np.ndarray | None
         examples = {field: np.concatenate([v[field] for v in versions]) for field in test.examples}
         test = test._replace(examples=examples, index=test.index + np.repeat(group * whole, test.size).astype(np.int32))
     counts = class_counts(train.examples.get("y"), train.size, classes)
-    manifest = {**people.manifest, **label_facts(counts), "group_sizes": np.bincount(group, minlength=shift.groups).tolist()}
-    return people._replace(train=train, test=test, counts=counts, manifest=manifest)
+    people = people._replace(train=train, test=test, counts=counts)
+    return manifest.changed(people, *train.examples.values(), *test.examples.values(), group,
+                            group_sizes=np.bincount(group, minlength=shift.groups).tolist())
 
 
 def _packed(stream: Stream, group: np.ndarray, shift: Shift, generator: np.random.Generator, classes: int) -> Stream:

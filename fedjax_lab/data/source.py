@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_lab.data import known
+from fedjax_lab.types import Population
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -30,6 +33,8 @@ class Source(NamedTuple):
     test_keys: the same of the test examples, where the source itself says whose they are.
     truth: ground truth of a generator.
     edges: int32 [E, 2] (from, to) between the examples of a graph, which then are both train and test.
+    ready: the population, where the source itself makes one.
+    public: {field: [P, ...]} training examples that were split off for all to see, {} if none were.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Source(NamedTuple):
     test_keys: Mapping[str, np.ndarray] = {}
     truth: Mapping[str, np.ndarray] = {}
     edges: np.ndarray | None = None
+    public: Mapping[str, np.ndarray] = {}
+    ready: Population | None = None
 
     @property
     def examples(self) -> int:
@@ -115,10 +122,15 @@ def find(name: str, paths: tuple[str, ...], data_dir: str | os.PathLike | None, 
 def cached(name: str, path: Any, cache_dir: str | os.PathLike | None, decode: Callable[[], Arrays]) -> Arrays:
     """What `decode` returns, from the cache if it was kept there before from the same files.
 
-    The arrays lie as .npy beside their sha256, which is asserted at every load; a damaged entry is decoded again. Entries appear
-    whole or not at all. A cache that cannot be written is no error.
+    The arrays lie as .npy beside their sha256, which is compared at every load, and with that of the set where it is a known one; an
+    entry that differs is thrown away and decoded again. Entries appear whole or not at all. A cache that cannot be written is no
+    error.
+
+    Raises:
+      ValueError: what is decoded is not the known set of that name.
 
     Args:
+      name: of the set.
       path: the file or folder that is decoded; names, sizes and times of its files identify the entry.
       cache_dir: $XDG_CACHE_HOME/fedjax_lab or ~/.cache/fedjax_lab by default.
     """
@@ -126,25 +138,28 @@ def cached(name: str, path: Any, cache_dir: str | os.PathLike | None, decode: Ca
     entry = root / f"{name}-{_fingerprint(path)}"
     try:
         arrays = {file.stem: np.load(file) for file in entry.glob("*.npy")}
-        if json.loads((entry / "manifest.json").read_text())["sha256"] == digest(arrays):
+        sha256 = json.loads((entry / "manifest.json").read_text())["sha256"]
+        if sha256 == digest(arrays) and known.same(name, sha256):
             return arrays
     except (OSError, ValueError, KeyError, EOFError):
         pass
     arrays = decode()
+    sha256 = digest(arrays)
+    known.assert_arrays(name, sha256)
     try:
-        _keep(root, entry, arrays)
+        _keep(root, entry, arrays, sha256)
     except OSError:
         pass
     return arrays
 
 
-def _keep(root: Path, entry: Path, arrays: Arrays) -> None:
+def _keep(root: Path, entry: Path, arrays: Arrays, sha256: str) -> None:
     root.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=root))
     try:
         for name, array in arrays.items():
             np.save(fresh / f"{name}.npy", array)
-        (fresh / "manifest.json").write_text(json.dumps({"sha256": digest(arrays)}))
+        (fresh / "manifest.json").write_text(json.dumps({"sha256": sha256}))
         shutil.rmtree(entry, ignore_errors=True)
         fresh.rename(entry)
     finally:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fedjax_lab import spec
-from fedjax_lab.data import folders, source
+from fedjax_lab.data import folders, known, source
+from fedjax_lab.data.crowd import crowd
 from fedjax_lab.data.files import adult, citeseer, cora, ml_latest_small, stocks
 from fedjax_lab.data.folders import omniglot_small
 from fedjax_lab.data.quadratic import quadratic
@@ -17,30 +18,26 @@ from fedjax_lab.data.synthetic import logistic, regression, synthetic
 from fedjax_lab.data.text import ag_news_small, shakespeare_roles, sst2_sentences
 
 Folder = str | os.PathLike | None
-DIGITS = "dd22f6fdb87d93fab6d36f7fccf8e671d3a6298dd6730cce44587268cb525bbc"
 
 
 def digits() -> Source:
     """The UCI digits that scikit-learn embeds: x float32 [M, 8, 8, 1] in [0, 1], 10 classes, 1442 train and 355 test.
 
-    The split is fixed: of each class, every fifth example in scikit-learn's order is test. Examples, classes and hash are
-    asserted.
+    The split is fixed: of each class, every fifth example in scikit-learn's order is test.
 
     Raises:
-      RuntimeError: scikit-learn's digits are not the ones that this library knows.
+      ValueError: scikit-learn's digits are not the ones that this library knows.
     """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
+    known.assert_arrays("digits", source.digest({"x": x.astype(np.float32), "y": y.astype(np.int32)}))
     x, y = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1), y.astype(np.int32)
     place = np.zeros(len(y), np.int64)
     for c in range(10):
         place[y == c] = np.arange((y == c).sum())
     test = place % 5 == 4
-    result = source.make("digits", {"x": x[~test], "y": y[~test]}, {"x": x[test], "y": y[test]}, 10)
-    if result.manifest["sha256"] != DIGITS:
-        raise RuntimeError(f"scikit-learn's digits have sha256 {result.manifest['sha256']}, not {DIGITS}")
-    return result
+    return source.make("digits", {"x": x[~test], "y": y[~test]}, {"x": x[test], "y": y[test]}, 10)
 
 
 def npz(*, path: str, name: str | None = None) -> Source:
@@ -104,7 +101,7 @@ def domains(*, sources: tuple[str, ...], data_dir: Folder = None, cache_dir: Fol
 
 SOURCES: dict[str, Callable[..., Source]] = {f.__name__: f for f in (
     digits, npz, domains, synthetic, regression, logistic, quadratic, shakespeare_roles, sst2_sentences, ag_news_small,
-    omniglot_small, adult, ml_latest_small, stocks, cora, citeseer)}
+    omniglot_small, adult, ml_latest_small, stocks, cora, citeseer, crowd)}
 
 
 def load(text: str, data_dir: Folder = None, cache_dir: Folder = None) -> Source:
@@ -116,7 +113,8 @@ def load(text: str, data_dir: Folder = None, cache_dir: Folder = None) -> Source
       cache_dir: where decoded arrays are kept; $XDG_CACHE_HOME/fedjax_lab or ~/.cache/fedjax_lab by default.
 
     Raises:
-      ValueError: unknown options, or a set that was not found: one line with where it looked and how to get it.
+      ValueError: unknown options, a set that was not found (one line with where it looked and how to get it), or one that does not
+        hold what its name promises (data/known.py).
     """
     name, positional, values = spec.parse(text)
     factory = SOURCES.get(name)
@@ -124,9 +122,11 @@ def load(text: str, data_dir: Folder = None, cache_dir: Folder = None) -> Source
         if positional or values:
             raise ValueError(f"'{name}' has no options; sources with options: {', '.join(SOURCES)}")
         try:
-            return folders.classification(name, data_dir, cache_dir)
+            return known.asserted(folders.classification(name, data_dir, cache_dir))
         except source.NotFound as error:
             raise ValueError(f"{error}; or choose a built-in source: {spec.nearest(name, SOURCES)}") from None
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     places = {k: v for k, v in places.items() if k in inspect.signature(factory).parameters}
-    return factory(**{**places, **spec.bind(factory, positional, values, name=name)})
+    options = spec.bind(factory, positional, values, name=name)
+    made = factory(**places, **options)
+    return made if options else known.asserted(made)

@@ -1,11 +1,11 @@
 """Vertical partitions: parties that hold different features of the same entities, few of which are aligned."""
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lab.data import draw, owners
+from fedjax_lab.data import draw, manifest, owners
 from fedjax_lab.data.owners import Partition
 from fedjax_lab.spec import Count, Share
 from fedjax_lab.types import Key
@@ -52,6 +52,13 @@ def vertical(features: int, examples: int, key: Key, parties: Count = 2, overlap
     aligned, rest = np.split(rows, [round(overlap * examples)])
     return Vertical(columns, np.sort(aligned).astype(np.int32),
                     owners.packed(rest, draw.apportion(np.ones(parties), len(rest))))
+
+
+def facts(parts: Vertical) -> dict[str, Any]:
+    """The facts of a vertical partition, ready for JSON: parties, features of each, examples of all and of one alone, hash."""
+    own = (parts.columns >= 0).sum(1)
+    return {"parties": len(own), "features": int(parts.columns.max()) + 1, "columns": own.tolist(), "aligned": len(parts.aligned),
+            "private": parts.private.size.tolist(), "sha256_partition": manifest.hashed(parts.columns, parts.aligned, *parts.private[:3])}
 
 
 def party(x: np.ndarray, columns: np.ndarray) -> np.ndarray:

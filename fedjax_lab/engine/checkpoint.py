@@ -1,29 +1,153 @@
-"""Trees on disk, by orbax: written whole or not at all."""
+"""Checkpoints of a run, by orbax: written in the background, each whole or not at all, the last few kept.
+
+A checkpoint is a folder named by its round. It holds trees of arrays in groups (`model`, `state`), each as its bytes in a row, and
+notes (JSON) with their paths, shapes and checksums, so that damage is noticed. Arrays are whole, whatever mesh they come from, and
+go to the mesh that asks.
+"""
 from __future__ import annotations
 
-import os
-from typing import Any
+import json
+import warnings
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import Tree
 
+PIECE = 2**28  # bytes that orbax writes as one
 
-def save(path: str | os.PathLike, tree: Tree) -> None:
-    """Writes a tree of arrays to a new folder."""
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: notes, and per group the arrays by path."""
+
+    notes: dict[str, Any]
+    groups: dict[str, dict[str, np.ndarray]]
+
+
+def manager(folder: epath.Path, keep: int) -> Any:
+    """What `save` writes with, the `keep` last checkpoints kept; its `close` waits, and raises what went wrong in the background."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(os.path.abspath(path), tree)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_format_fixed_length=8, cleanup_tmp_directories=True, create=False,
+                                           multiprocessing_options=_first())
+    return ocp.CheckpointManager(_absolute(folder), options=options)
 
 
-def restore(path: str | os.PathLike, like: Tree | None = None) -> Any:
-    """Reads a tree; `like` gives structure, shapes and shardings, without it the tree is made of dicts, lists and numpy arrays.
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else path.resolve()
+
+
+def _first() -> Any:
+    """Process 0 reads and writes, and waits for no other."""
+    import orbax.checkpoint as ocp
+
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="first")
+
+
+def save(manager: Any, clock: int, notes: Mapping[str, Any], **groups: Tree) -> None:
+    """Writes trees of arrays in the background; they may be donated as soon as this returns."""
+    import orbax.checkpoint as ocp
+
+    items, about = {}, {}
+    for name, tree in groups.items():
+        layout, data = _pack(tree)
+        about[name] = {"layout": layout, "sum": zlib.crc32(data)}
+        items[name] = ocp.args.StandardSave({f"{at:015d}": data[at:at + PIECE] for at in range(0, data.size, PIECE)})
+    text = json.dumps({"groups": about, "notes": dict(notes)})
+    items["notes"] = ocp.args.JsonSave({"text": text, "sum": zlib.crc32(text.encode())})
+    manager.save(clock, args=ocp.args.Composite(**items), force=True)
+
+
+def newest(folder: epath.Path, *groups: str) -> Saved | None:
+    """The last checkpoint that is whole, with these groups; each one passed over is named in a warning."""
+    for name in sorted((p.name for p in folder.iterdir()), reverse=True) if folder.exists() else ():
+        if "orbax-checkpoint-tmp" in name:
+            warnings.warn(f"{folder / name} is half-written and passed over", stacklevel=2)
+        elif name.isdigit():
+            try:
+                return _read(folder / name, groups)
+            except Exception as error:  # whatever orbax makes of broken files
+                why = (str(error) or type(error).__name__).split("\n")[0][:100]
+                warnings.warn(f"{folder / name} is damaged and passed over ({why})", stacklevel=2)
+    return None
+
+
+def _read(path: epath.Path, groups: tuple[str, ...]) -> Saved:
+    import orbax.checkpoint as ocp
+
+    wanted = ocp.args.Composite(notes=ocp.args.JsonRestore(), **{name: ocp.args.StandardRestore() for name in groups})
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=_first()))
+    with ocp.Checkpointer(handler, multiprocessing_options=_first()) as checkpointer:
+        found = checkpointer.restore(_absolute(path), args=wanted)
+    text, found_groups = found["notes"]["text"], {}
+    wrong = zlib.crc32(text.encode()) != found["notes"]["sum"]
+    about = json.loads(text)
+    for name in groups:
+        data = np.concatenate([found[name][at] for at in sorted(found[name])])
+        wrong |= zlib.crc32(data) != about["groups"][name]["sum"]
+        found_groups[name] = _unpack(about["groups"][name]["layout"], data)
+    if wrong:
+        raise ValueError("its checksum is wrong")
+    return Saved(about["notes"], found_groups)
+
+
+def _pack(tree: Tree) -> tuple[list, np.ndarray]:
+    """(path, dtype, shape) of each leaf, and the bytes of all; random keys as their words."""
+    named = [(jax.tree_util.keystr(path), _words(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    data, at = np.empty(sum(leaf.nbytes for _, leaf in named), np.uint8), 0
+    for _, leaf in named:
+        data[at:at + leaf.nbytes] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        at += leaf.nbytes
+    return [(name, str(leaf.dtype), leaf.shape) for name, leaf in named], data
+
+
+def _unpack(layout: list, data: np.ndarray) -> dict[str, np.ndarray]:
+    found, at = {}, 0
+    for name, dtype, shape in layout:
+        count = int(np.prod(shape, dtype=np.int64))
+        found[name] = np.frombuffer(data, jnp.dtype(dtype), count, at).reshape(shape)
+        at += found[name].nbytes
+    return found
+
+
+def place(found: Mapping[str, np.ndarray], like: Tree) -> Tree:
+    """The tree that `like` is, from arrays by path: where it has shapes, with their shardings if any; into its numpy arrays where it has those.
 
     Raises:
-      FileNotFoundError: there is no checkpoint at this path.
+      ValueError: a path, shape or dtype is another.
     """
-    import orbax.checkpoint as ocp
+    def put(path, leaf):
+        name, words = jax.tree_util.keystr(path), jax.eval_shape(_words, leaf)
+        value = found.get(name)
+        if value is None or (value.shape, value.dtype) != (words.shape, words.dtype):
+            there = "nothing" if value is None else f"{value.dtype}{list(value.shape)}"
+            raise ValueError(f"the checkpoint does not fit: {name} is {there}, expected {words.dtype}{list(words.shape)}")
+        if isinstance(leaf, np.ndarray):
+            leaf[...] = value
+            return leaf
+        value = jax.random.wrap_key_data(value, impl=_generator(leaf)) if _is_key(leaf) else value
+        sharding = getattr(leaf, "sharding", None)
+        return jax.device_put(value) if sharding is None else meshes.place(value, sharding)
 
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(os.path.abspath(path), like)
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _generator(leaf: Any) -> str:
+    names = []
+    jax.eval_shape(lambda key: names.append(jax.random.key_impl(key)), leaf)
+    return names[0]

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.local import longest
 from fedjax_lab.types import Streaming, Tree
 
 
 class Layout(NamedTuple):
-    """How S slots lie on the mesh: D devices x `local` slots each, `chunk` of them at a time, L lanes in all."""
+    """How S slots lie on the mesh: D devices (or groups that share a model) x `local` slots each, `chunk` of them at a time, L lanes in all."""
 
     mesh: Mesh
     slots: int
@@ -29,7 +30,7 @@ class Layout(NamedTuple):
 
     @property
     def devices(self) -> int:
-        return self.mesh.size
+        return self.mesh.shape[meshes.CLIENTS]
 
     @property
     def local(self) -> int:
@@ -62,11 +63,12 @@ def layout(mesh: Mesh, slots: int, chunk: int, lanes: int) -> Layout:
     Raises:
       ValueError: if the lanes are no power of two or fewer than the devices.
     """
-    if lanes < mesh.size or lanes & (lanes - 1):
-        raise ValueError(f"lanes={lanes}: must be a power of two of at least the {mesh.size} devices")
+    devices = mesh.shape[meshes.CLIENTS]
+    if lanes < devices or lanes & (lanes - 1):
+        raise ValueError(f"lanes={lanes}: must be a power of two of at least the {devices} devices")
     if chunk < 1:
-        raise ValueError(f"chunk={chunk}: choose 1..{-(-slots // mesh.size)}")
-    return Layout(mesh, slots, max(1, min(chunk, -(-slots // mesh.size))), lanes)
+        raise ValueError(f"chunk={chunk}: choose 1..{-(-slots // devices)}")
+    return Layout(mesh, slots, max(1, min(chunk, -(-slots // devices))), lanes)
 
 
 class Outcome(NamedTuple):
@@ -116,14 +118,14 @@ def sweep(
             put = lambda into, x: jax.lax.dynamic_update_slice_in_dim(into, x.astype(into.dtype), start, 0)  # noqa: E731
             return lanes, jax.tree.map(put, rows, out.row), jax.tree.map(put, stacked, out.stacked)
 
-        filled = -(-jnp.sum(mask, dtype=jnp.int32) // lay.chunk)
+        filled = longest(-(-jnp.sum(mask, dtype=jnp.int32) // lay.chunk))  # chunks that a run beside this one fills are empty here
         lanes, rows, stacked = jax.lax.fori_loop(0, filled, chunk, (meshes.varying(zeros), rows, stacked))
         return {f: _close(rules[f], lanes[f]) for f in rules}, rows, stacked
 
     dealt, whole = P(meshes.CLIENTS), P()
-    run = jax.shard_map(device, mesh=lay.mesh, in_specs=(whole, dealt, dealt, dealt), out_specs=(dealt, dealt, dealt))
+    run = meshes.over(lay.mesh, device, in_specs=(whole, dealt, dealt, dealt), out_specs=(dealt, dealt, dealt))
     lanes, rows, stacked = run(shared, slots, rows, mask)
-    lanes = meshes.constrain(lanes, meshes.replicated(lay.mesh))
+    lanes = meshes.constrain(lanes, meshes.cut(lay.mesh, lanes, None))
     sane = jnp.sum(mask, dtype=jnp.int32) >= 0
     closed = _fence(sane, {f: jax.tree.map(lambda x: x[0], _close(rules[f], lanes[f])) for f in rules})
     return Outcome(_fence(sane, {f: rules[f].finish(closed[f]) for f in rules}), rows, stacked)

@@ -45,7 +45,7 @@ def panel(population: Population, limit: int | None) -> Panel:
 def per_example(task: Task, params: Tree, examples: Tree, mesh, batch: int) -> dict[str, jax.Array]:
     """{metric: [M]} of one model over M examples, `batch` at a time on each device."""
     count = jax.tree.leaves(examples)[0].shape[0]
-    lay = sweeps.layout(mesh, -(-count // batch), 1, mesh.size)
+    lay = sweeps.layout(mesh, -(-count // batch), 1, mesh.shape[meshes.CLIENTS])
     first = jnp.arange(lay.slots, dtype=jnp.int32) * batch
     lane = jnp.arange(batch, dtype=jnp.int32)
 
@@ -96,8 +96,8 @@ def personal(setting, key, server: Tree, rows: Tree, world: Tree, lay: sweeps.La
 
     def body(shared, slot, row):
         world, server, key = shared
-        client, test_rows = slot
-        data = setting.view(world, Slot(client, setting.place(world, client), unlimited, *[jnp.ones((), bool)] * 3), jnp.int32(0))
+        client, at, test_rows = slot
+        data = setting.view(world, Slot(client, at, unlimited, *[jnp.ones((), bool)] * 3), jnp.int32(0))
         model = setting.method.personal(keys.for_client(key, client), server, row, data)
         test_rows = jnp.pad(test_rows, (0, pieces * batch - width), constant_values=-1).reshape(pieces, batch)
 
@@ -109,7 +109,7 @@ def personal(setting, key, server: Tree, rows: Tree, world: Tree, lay: sweeps.La
         sums = jax.lax.map(piece, test_rows)
         return sweeps.Outcome({}, row, {k: jnp.sum(v) / jnp.maximum(jnp.sum(test_rows >= 0), 1) for k, v in sums.items()})
 
-    slots = jax.tree.map(lay.deal, (world.panel.ids, world.panel.rows))
+    slots = jax.tree.map(lay.deal, (world.panel.ids, setting.place(world, world.panel.ids), world.panel.rows))
     out = sweeps.sweep(lay, body, {}, (world, server, key), slots, jax.tree.map(lay.deal, rows), lay.filled())
     return {k: lay.collect(v) for k, v in meshes.constrain(out.stacked, meshes.replicated(lay.mesh)).items()}
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab import keys
+from fedjax_lab.engine import processes
 from fedjax_lab.types import Facts, Key, Participation, Population, State, Stream, Tree
 
 NOBODY = np.iinfo(np.int32).max
@@ -192,13 +193,13 @@ class Table:
         """The rows [U, ...] of a share, `fresh` where none was written."""
         ids = np.minimum(np.asarray(share.facts.id), self._clients - 1)
         known = table.known[ids]
-        return jax.tree.map(lambda t, new: np.where(known.reshape(-1, *[1] * (t.ndim - 1)), t[ids], new), table.rows, jax.device_get(fresh))
+        return jax.tree.map(lambda t, new: np.where(known.reshape(-1, *[1] * (t.ndim - 1)), t[ids], new), table.rows, processes.whole(fresh))
 
     def write(self, table: Rows, share: Share, rows: Tree) -> Rows:
         """The table with a segment's rows written into it, in place."""
         ids = np.asarray(share.facts.id)
         there = ids != NOBODY
-        for into, new in zip(jax.tree.leaves(table.rows), jax.tree.leaves(jax.device_get(rows)), strict=True):
+        for into, new in zip(jax.tree.leaves(table.rows), jax.tree.leaves(processes.whole(rows)), strict=True):
             into[ids[there]] = new[there]
         table.known[ids[there]] = True
         return table

@@ -47,7 +47,6 @@ class GCN(nn.Module):
 
     def setup(self) -> None:
         self.body = [nn.Dense(width, use_bias=False) for width in self.widths]
-        self.biases = [self.param(f"bias_{i}", nn.initializers.zeros, (width,)) for i, width in enumerate(self.widths)]
         self.head = nn.Dense(self.classes)
 
     @nn.compact
@@ -57,7 +56,8 @@ class GCN(nn.Module):
         def smooth(values):
             return propagate(values, edges, weights) + own[:, :, None] * values
 
-        for layer, bias in zip(self.body, self.biases):
+        for i, layer in enumerate(self.body):
+            bias = self.param(f"bias_{i}", nn.initializers.zeros, (layer.features,))
             x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(smooth(layer(x)) + bias))
         return smooth(x)
 

@@ -81,11 +81,11 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         self.embed = nn.Embed(self.vocabulary or self.classes, self.width)
-        self.positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
         self.blocks = [Block(self.heads, self.dense, self.dropout) for _ in range(self.depth)]
         self.norm = nn.LayerNorm()
         self.head = self.dense(self.classes, name="head")
 
+    @nn.compact
     def features(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[B, T, D] if causal, else [B, D]."""
         if x.shape[1] > self.length:
@@ -93,7 +93,8 @@ class Transformer(nn.Module):
         real = (x != self.padding)[:, :, None]
         causal = jnp.tri(x.shape[1], dtype=bool)
         allowed = causal if self.causal else real[:, None, None, :, 0]
-        z = self.embed(x) + self.positions[:x.shape[1]]
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
+        z = self.embed(x) + positions[:x.shape[1]]
         for block in self.blocks:
             z = block(z, allowed, train)
         z = self.norm(z)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from engine import tiny
 from engine.tiny import EMPTY, SLOTS, N, close, same
+from etils import epath
 
 from fedjax_lab import registry, spec
+from fedjax_lab.engine import checkpoint
 from fedjax_lab.types import Method, Simulation
 
 IDS = np.stack([np.random.default_rng(t).permutation(np.delete(np.arange(N), EMPTY))[:SLOTS] for t in range(8)])
@@ -24,6 +26,7 @@ MASK = np.stack([np.random.default_rng(t).random(SLOTS) < 0.7 for t in range(8)]
 AT = np.argmin(MASK, 1)  # an empty slot of each round
 WITH_EMPTY = np.where(np.arange(SLOTS) == AT[:, None], EMPTY, IDS)
 SEGMENTS = (2, 1)
+OTHERS = {"rerce-fed": {"weight": 1.0}, "rerce-fed-clu": {"weight": 1.0}}  # methods for linear regression, with options for float32
 
 
 class Subject(NamedTuple):
@@ -33,11 +36,20 @@ class Subject(NamedTuple):
     sim: Simulation
     traces: list
 
+    @property
+    def task(self):
+        return tiny.linear_task() if self.name in OTHERS else tiny.task()
+
+    @property
+    def everyone(self) -> bool:
+        """Whether clients have a part in rounds for which they were not drawn."""
+        return any(phase.everyone for phase in self.method.exchanges)
+
 
 @pytest.fixture(scope="module", params=list(registry.catalog("method")))
 def subject(request):
-    task, traces = tiny.counted(tiny.task())
-    method = registry.make(request.param, task, batch_size="full", epochs=3)
+    task, traces = tiny.counted(tiny.linear_task() if request.param in OTHERS else tiny.task())
+    method = registry.make(request.param, task, batch_size="full", epochs=3, **OTHERS.get(request.param, {}))
     return Subject(
         request.param, registry.catalog()[request.param], method, tiny.build(method, the_task=task, devices=2, chunk=2), traces
     )
@@ -68,16 +80,30 @@ def test_the_order_of_the_cohort_changes_nothing(subject):
     same(run(subject.sim), run(subject.sim, IDS[:, ::-1], MASK[:, ::-1]), but=("participation", "'ids'"))
 
 
+def test_it_goes_on_from_a_checkpoint_exactly(subject, tmp_path):
+    sim, folder = subject.sim, epath.Path(tmp_path)
+    like = sim.init.eval_shape(sim.world, jax.random.key(0))
+    state, _ = sim.segment(sim.world, tiny.start(sim, script=(IDS, MASK, 1 + IDS % 3)), jnp.int32(0), jnp.int32(2))
+    with checkpoint.manager(folder, 1) as manager:
+        checkpoint.save(manager, 2, {}, state=state)
+        through, _ = sim.segment(sim.world, state, jnp.int32(2), jnp.int32(1))  # the state that is being written is given away
+    programs = len(tiny.COMPILED)
+    state = checkpoint.place(checkpoint.newest(folder, "state").groups["state"], like)
+    again, _ = sim.segment(sim.world, state, jnp.int32(2), jnp.int32(1))
+    assert len(tiny.COMPILED) == programs
+    same(tiny.host(through), tiny.host(again))
+
+
 @pytest.mark.full
 def test_chunk_and_devices_change_nothing(subject):
-    other = tiny.build(subject.method, the_task=tiny.task())
+    other = tiny.build(subject.method, the_task=subject.task)
     close(run(subject.sim), run(other), rel=3e-6)  # steps of fixed length amplify rounding
 
 
 def test_empty_slots_and_clients_without_data_change_nothing(subject):
     state, record = run(subject.sim)
     x = np.array(subject.sim.world.population.train.examples["x"])
-    for client in set(range(N)) - set(IDS[:3][MASK[:3]]):
+    for client in set(range(N) if not subject.everyone else ()) - set(IDS[:3][MASK[:3]]):
         x[tiny.rows_of(client)] = np.nan
     strangers = np.where(MASK, IDS, N - 1 - IDS)
     other, other_record = run(subject.sim, strangers, world=tiny.with_train(subject.sim.world, x=x))
@@ -93,24 +119,27 @@ def test_a_round_without_anybody_is_finite(subject):
     state, record = run(subject.sim, mask=False)
     for leaf in jax.tree.leaves((state.server, state.clients)):
         assert not np.issubdtype(leaf.dtype, np.floating) or np.isfinite(leaf).all()
-    before = tiny.host(subject.sim.init(subject.sim.world, jax.random.key(0)))
-    same(before.clients, state.clients)
-    assert record.rounds["loss"][0] == 0
+    if not subject.everyone:
+        before = tiny.host(subject.sim.init(subject.sim.world, jax.random.key(0)))
+        same(before.clients, state.clients)
+        assert record.rounds["loss"][0] == 0
 
 
 def test_a_client_with_nan_is_named(subject):
     x, bad = np.array(subject.sim.world.population.train.examples["x"]), IDS[0][MASK[0]][1]
     x[tiny.rows_of(bad)] = np.nan
     _, record = run(subject.sim, segments=(1,), world=tiny.with_train(subject.sim.world, x=x))
-    there = record.rounds["mask"][0]
-    assert record.rounds["ids"][0][there & ~record.rounds["finite"][0]].tolist() == [bad]
+    rounds = {k: v[0] for k, v in record.rounds.items()}
+    of_all = np.flatnonzero(~rounds.get("all_finite", np.ones(N, bool))).tolist()  # if that exchange breaks, the others do too
+    assert (of_all or rounds["ids"][rounds["mask"] & ~rounds["finite"]].tolist()) == [bad]
 
 
 def test_bytes_are_reported_both_ways(subject):
     rounds = run(subject.sim)[1].rounds
     for way in ("bytes_up", "bytes_down"):
         assert rounds[way].dtype == np.uint32
-        np.testing.assert_array_equal(rounds[way][0] > 0, rounds["mask"][0])
+        moved, there = rounds[way][0] > 0, rounds["mask"][0]
+        np.testing.assert_array_equal(moved | there & np.any(rounds.get(f"all_{way}", False)), there)
 
 
 def test_the_state_vmaps_over_seeds_abstractly(subject):
@@ -122,9 +151,9 @@ def test_the_state_vmaps_over_seeds_abstractly(subject):
 
 def test_its_options_are_documented_and_others_refused(subject):
     options = spec.options(subject.factory)
-    assert {"lr", "epochs", "local_steps", "batch_size", "client_optimizer"} <= {o.name for o in options}
+    assert {"lr", "epochs", "local_steps", "batch_size", "client_optimizer", "lr_decay"} <= {o.name for o in options}
     assert not [o.name for o in options if not o.help or o.required]
-    for call in (lambda: registry.make(subject.name, tiny.task(), nonsense=1), lambda: subject.factory(tiny.task(), nonsense=1)):
+    for call in (lambda: registry.make(subject.name, subject.task, nonsense=1), lambda: subject.factory(subject.task, nonsense=1)):
         with pytest.raises(ValueError, match="nonsense") as error:
             call()
         assert all(o.name in str(error.value) for o in options) and "\n" not in str(error.value)

@@ -106,6 +106,33 @@ def test_dirichlet_small_alpha_is_one_class_per_client(alpha):
     assert (counts > 0).sum() <= 200 + 10  # a vertex of the transport polytope has N + C - 1 cells
 
 
+@fast
+@given(labels=labelings, key=keys, alpha=st.sampled_from([1e-9, 1e-6]), data=st.data())
+def test_small_alpha_leaves_no_more_cells_than_the_margins_force(labels, key, alpha, data):
+    clients, kinds = data.draw(st.integers(1, len(labels))), len(np.unique(labels))
+    for part in (partition.dirichlet(labels, key, clients, alpha), partition.dirichlet_classes(labels, key, clients, alpha),
+                 partition.dirichlet_classes(labels, key, clients, alpha, balanced=True)):
+        exact(part, len(labels), clients)
+        assert (table(labels, part) > 0).sum() <= clients + 2 * kinds
+
+
+@fast
+@given(labels=labelings, key=keys, alpha=st.sampled_from([1e10, 1e15, np.inf]), data=st.data())
+def test_large_alpha_splits_every_class_alike(labels, key, alpha, data):
+    clients = data.draw(st.integers(1, len(labels)))
+    for part in (partition.dirichlet(labels, key, clients, alpha), partition.dirichlet_classes(labels, key, clients, alpha),
+                 partition.dirichlet_classes(labels, key, clients, alpha, balanced=True)):
+        exact(part, len(labels), clients)
+        expected = part.size[:, None] * np.bincount(labels) / len(labels)
+        assert np.abs(table(labels, part) - expected).max() < 2
+
+
+def test_concentrations_of_thousands_are_no_trouble():
+    for make in (partition.dirichlet, partition.dirichlet_classes):
+        for alpha in (1e4, 1e5, 1e300):
+            assert np.abs(table(BIG, make(BIG, jax.random.key(0), 20, alpha)) - 200).max() < 30
+
+
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 2.0])
 def test_dirichlet_is_over_classes_per_client(alpha):
     shares = table(BIG, partition.dirichlet(BIG, jax.random.key(0), 400, alpha)) / 100
@@ -231,6 +258,32 @@ def test_natural_clients_are_the_values_of_a_key():
     assert both.size.tolist() == [1, 1, 2, 1, 1]
     two = partition.natural(names, jax.random.key(0), 2)
     assert len(two.size) == 2 and len(set(drawer[two.index])) == 2 and two.size.sum() == np.isin(drawer, drawer[two.index]).sum()
+
+
+@fast
+@given(owner=st.lists(st.integers(-5, 5), min_size=1, max_size=80), other=st.integers(1, 4), key=keys, data=st.data())
+def test_natural_clients_hold_all_and_only_their_own(owner, other, key, data):
+    owner = np.array(owner)
+    names = {"who": owner, "where": np.arange(len(owner)) % other}
+    by = data.draw(st.sampled_from([("who",), ("where",), ("who", "where")]))
+    values = np.stack([names[name] for name in by], 1)
+    count = len(np.unique(values, axis=0))
+    clients = data.draw(st.none() | st.integers(1, count))
+    part = partition.natural(names, key, clients, by)
+    held = [values[rows] for rows in split(part)]
+    assert len(held) == (clients or count) and all((mine == mine[0]).all() for mine in held)
+    assert all(len(mine) == (values == mine[0]).all(1).sum() for mine in held)
+    assert len({tuple(mine[0]) for mine in held}) == len(held) and len(set(part.index)) == len(part.index)
+
+
+@fast
+@given(labels=labelings, key=keys, data=st.data())
+def test_more_clients_than_examples_are_one_line(labels, key, data):
+    clients = len(labels) + data.draw(st.integers(1, 9))
+    for make in LABELED.values():
+        with pytest.raises(ValueError, match="^[^\n]*$") as error:
+            make(labels, key, clients)
+        assert str(len(labels)) in str(error.value) or "classes" in str(error.value)
 
 
 def split(part):

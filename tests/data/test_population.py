@@ -123,8 +123,9 @@ def test_the_manifest_says_what_is_there():
     assert facts["entropy"] == pytest.approx(np.mean([-sum(p * np.log(p) for p in s if p) for s in shares]), rel=1e-5)
     assert facts["total_variation"] == pytest.approx(np.mean([abs(s - mean).sum() / 2 for s in shares]), rel=1e-5)
     assert (facts["source"], facts["partition"], facts["clients"], facts["examples"]) == ("digits", "dirichlet:0.3", 20, 1442)
-    assert facts["size"]["0%"] == min(map(len, labels)) and facts["size"]["100%"] == max(map(len, labels))
-    assert facts["test"] == people.test.size.sum() and facts["sha256"] == sources.DIGITS
+    assert facts["size"]["min"] == min(map(len, labels)) and facts["size"]["max"] == max(map(len, labels))
+    assert facts["size"]["median"] == np.median([len(y) for y in labels]) and facts["label_totals"] == np.bincount(origin.train["y"]).tolist()
+    assert facts["test"] == people.test.size.sum() and facts["sha256"] == origin.manifest["sha256"]
     parts = (part.index, part.size, people.train.size, people.test.size, people.test.index)
     assert facts["sha256_partition"] == hashlib.sha256(b"".join(p.tobytes() for p in parts)).hexdigest()
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
-from fedjax_lab.data import partition, population, scenario, select, semi, shift, source, sources
+from fedjax_lab.data import manifest, partition, population, scenario, select, semi, shift, source, sources
 
 KEY = jax.random.key(0)
+fast = settings(max_examples=30, deadline=None)
 DIGITS = sources.load("digits")
 
 
@@ -43,14 +46,16 @@ def test_a_partition_file_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("iid+iid", "one partition"), ("rotation+iid", "is not valid; expected longtail, subset, domains first"), ("longtail",
+    ("iid+iid", "one partition"), ("rotation+iid", "is not valid; expected longtail, subset, public, domains first"), ("longtail",
                                                                                                                "one part"),
     ("", "one partition"), ("iid+rotaton", "unknown partition 'rotaton'.*did you mean 'rotation'"), ("iid+semi:2",
                                                                                                      "option 'share' of 'semi'"),
     ("longtail:0.5+iid", "option 'factor' of 'longtail'"), ("subset:9999+iid",
                                                             "subset:9999 is not valid: there are 1442 examples"),
     ("domains+iid", "needs a source with domains"), ("community", "'community' needs a graph"), ("iid+semi:0.1,hidden=10",
-                                                                                                 "fewer than the 10 classes")])
+                                                                                                 "fewer than the 10 classes"),
+    ("iid+class_incremental:11", "tasks=11 is not valid"), ("class_incremental+iid", "is not valid; expected"), ("iid+domain_incremental:concept", "option 'change'"),
+    ("public:0+iid", "int >= 1"), ("iid+class_incremental+class_incremental", "then one of class_incremental")])
 def test_scenarios_that_make_no_sense_are_one_line(text, says):
     with pytest.raises(ValueError, match=says) as error:
         people(text)
@@ -67,12 +72,66 @@ def test_longtail_is_exponential_and_leaves_the_test_set(factor):
 
 
 def test_public_examples_belong_to_nobody():
-    rest, shared = select.public(DIGITS, KEY, 200)
-    together = np.concatenate([rest.train["x"], shared["x"]]).reshape(1442, -1)
+    rest = select.public(DIGITS, KEY, 200)
+    shared, together = rest.public, np.concatenate([rest.train["x"], rest.public["x"]]).reshape(1442, -1)
     np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(DIGITS.train["x"].reshape(1442, -1), axis=0))
     assert len(shared["y"]) == 200 and np.abs(np.bincount(shared["y"]) - np.bincount(DIGITS.train["y"]) * 200 / 1442).max() < 1
     with pytest.raises(ValueError, match="public:1442 is not valid"):
         select.public(DIGITS, KEY, 1442)
+    facts = people("public:200+longtail:10+dirichlet:0.3").manifest
+    assert facts["public_examples"] == 200 and facts["sha256_public"] == source.digest(shared) and facts["examples"] < 1242
+    both = select.subset(rest, KEY, 100)
+    assert both.public is shared and both.examples == 100
+
+
+@fast
+@given(labels=st.lists(st.integers(0, 5), min_size=2, max_size=120), key=st.integers(0, 5).map(jax.random.key), data=st.data())
+def test_selections_leave_each_example_once_or_out(labels, key, data):
+    arrays = {"x": np.arange(len(labels), dtype=np.float32)[:, None], "y": np.array(labels, np.int32)}
+    toy, count = source.make("toy", arrays, arrays, 6, {"id": np.arange(len(labels))}), data.draw(st.integers(1, len(labels) - 1))
+    totals = np.bincount(labels, minlength=6)
+    for kept, size in ((select.subset(toy, key, count), count), (select.public(toy, key, count), len(labels) - count),
+                       (select.longtail(toy, key, data.draw(st.floats(1, 100))), None)):
+        names = kept.train["x"][:, 0].astype(int)
+        assert len(set(names)) == len(names) == kept.examples and np.array_equal(kept.keys["id"], names)
+        np.testing.assert_array_equal(kept.train["y"], arrays["y"][names])
+        assert size in (None, kept.examples)
+        if size is None:
+            left = np.bincount(kept.train["y"], minlength=6)
+            assert left[0] == totals[0] and ((left > 0) == (totals > 0)).all() and (left <= totals).all()
+        else:
+            assert np.abs(np.bincount(kept.train["y"], minlength=6) - totals * size / len(labels)).max() <= 1
+
+
+@fast
+@given(domain=st.lists(st.integers(0, 3), min_size=4, max_size=80), key=st.integers(0, 5).map(jax.random.key), data=st.data())
+def test_every_example_stays_in_its_domain_and_is_used_once(domain, key, data):
+    domain = np.unique(domain, return_inverse=True)[1].astype(np.int32)
+    arrays = {"x": np.arange(len(domain), dtype=np.float32)[:, None], "y": np.zeros(len(domain), np.int32)}
+    clients = data.draw(st.integers(domain.max() + 1, len(domain)))
+    part = scenario.within_domains("iid", source.make("toy", arrays, arrays, 1, {"domain": domain}), key, clients)
+    np.testing.assert_array_equal(np.sort(part.index), np.arange(len(domain)))
+    assert len(part.size) == clients and all(len(set(domain[part.index[o: o + n]])) == 1 for o, n in zip(part.offset, part.size))
+
+
+def test_a_sequence_of_tasks_is_no_single_population():
+    tasks = scenario.stages("dirichlet:0.3+rotation:2+class_incremental:5", DIGITS, key=KEY, clients=12)
+    assert len(tasks) == 5 and sum(task.manifest["examples"] for task in tasks) == 1442
+    assert len(scenario.stages("iid", DIGITS, key=KEY, clients=3)) == 1
+    with pytest.raises(ValueError, match="'iid.class_incremental:5' is a sequence of 5 tasks"):
+        people("iid+class_incremental:5")
+
+
+def test_parties_split_the_features_of_the_selected_examples():
+    origin, parts = scenario.parties("subset:100+vertical:4,overlap=0.5", DIGITS, key=KEY)
+    assert origin.examples == 100 and len(parts.aligned) == 50 and sorted(parts.columns[parts.columns >= 0]) == list(range(64))
+    with pytest.raises(ValueError, match="splits features over parties"):
+        people("vertical:2")
+    for text in ("iid", "vertical:2+rotation", "domains+vertical:2"):
+        with pytest.raises(ValueError, match="makes no parties"):
+            scenario.parties(text, DIGITS, key=KEY)
+    with pytest.raises(ValueError, match="65 parties .* there are 64 columns"):
+        scenario.parties("vertical:65", DIGITS, key=KEY)
 
 
 def test_subset_keeps_frequencies_and_keys():
@@ -140,7 +199,7 @@ def test_concept_shift_renames_classes_by_group(law):
     np.testing.assert_array_equal(moved.train.examples["x"], plain.train.examples["x"])
     for i in range(12):
         np.testing.assert_array_equal(moved.counts[i][names[group[i]]], plain.counts[i])
-    assert moved.manifest["total_variation"] == pytest.approx(population.distance(moved.counts).mean())
+    assert moved.manifest["total_variation"] == pytest.approx(manifest.distance(moved.counts).mean())
 
 
 def test_shifts_need_images_or_classes():

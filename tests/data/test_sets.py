@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_lab.data import files, folders, scenario, sources, text
+from fedjax_lab.data import files, folders, known, scenario, sources, text
 
 KEY = jax.random.key(0)
 REAL = os.environ.get("FEDJAX_LAB_DATA")
@@ -40,18 +40,25 @@ def test_area_averages_keep_the_mean():
     np.testing.assert_allclose(folders._shrunk(x, 35), x.reshape(2, 35, 3, 35, 3, 1).mean((2, 4)), atol=1e-5)
 
 
-def write(folder, name, **arrays):
-    (folder / os.path.dirname(name)).mkdir(exist_ok=True)
-    np.savez(folder / name, **arrays)
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes made-up files in the place of the known sets."""
+    monkeypatch.setattr(known, "FACTS", {})
+
+    def put(name, **arrays):
+        (tmp_path / os.path.dirname(name)).mkdir(exist_ok=True)
+        np.savez(tmp_path / name, **arrays)
+
+    return put
 
 
-def test_adult_is_standardized_by_its_training_half(tmp_path):
+def test_adult_is_standardized_by_its_training_half(tmp_path, write):
     generator = np.random.default_rng(0)
     numbers = {name: generator.integers(0, 50, 40) for name in files.NUMBERS}
     codes = {name: generator.integers(0, 3, 40).astype(np.int8) for name in files.CATEGORIES}
     names = {f"{name}_names": np.array(["a", "b", "c"]) for name in files.CATEGORIES}
     split, label = (np.arange(40) >= 30).astype(np.int8), generator.integers(0, 2, 40)
-    write(tmp_path, "tabular/adult.npz", **numbers, **codes, **names, split=split, label=label)
+    write("tabular/adult.npz", **numbers, **codes, **names, split=split, label=label)
     made = files.adult(data_dir=tmp_path)
     np.testing.assert_allclose(made.train["x"][:, :6].mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(made.train["x"][:, :6].std(0), 1, atol=1e-6)
@@ -62,18 +69,18 @@ def test_adult_is_standardized_by_its_training_half(tmp_path):
     assert blind.train["x"].shape[1] == 6 + 6 * 3 and np.array_equal(blind.train["race"], made.train["race"])
 
 
-def test_ratings_test_the_last_fifth_of_each_user(tmp_path):
+def test_ratings_test_the_last_fifth_of_each_user(tmp_path, write):
     user, when = np.repeat([0, 1], [10, 4]), np.r_[np.arange(10)[::-1], np.arange(4)]
-    write(tmp_path, "ratings/ml_latest_small.npz", user=user, item=np.arange(14), rating=np.ones(14, np.float32), timestamp=when)
+    write("ratings/ml_latest_small.npz", user=user, item=np.arange(14), rating=np.ones(14, np.float32), timestamp=when)
     made = files.ml_latest_small(data_dir=tmp_path)
     assert made.test["x"].tolist() == [[0, 1], [0, 0]] and made.keys["user"].tolist() == [0] * 8 + [1] * 4
     assert made.manifest["items"] == 14
 
 
-def test_stocks_look_back_only_and_split_by_time(tmp_path):
+def test_stocks_look_back_only_and_split_by_time(tmp_path, write):
     price = np.exp(np.arange(101.0) ** 1.5 / 50)[:, None] * np.ones((1, 2))
     price[:50, 1] = np.nan
-    write(tmp_path, "series/stocks.npz", adj_close=price, ticker=np.array(["A", "B"]))
+    write("series/stocks.npz", adj_close=price, ticker=np.array(["A", "B"]))
     made = files.stocks(window=8, stride=1, data_dir=tmp_path)
     returns = np.diff(np.log(price[:, 0]))
     returns /= np.concatenate([returns[:80], returns[50:80]]).std()
@@ -85,9 +92,9 @@ def test_stocks_look_back_only_and_split_by_time(tmp_path):
     assert set(files.stocks(window=8, target="direction", data_dir=tmp_path).train["y"]) == {1}
 
 
-def test_graphs_have_normal_rows_and_pairs_of_edges(tmp_path):
+def test_graphs_have_normal_rows_and_pairs_of_edges(tmp_path, write):
     masks = {f"{side}_mask": np.arange(4) == i for i, side in enumerate(("train", "val", "test"))}
-    write(tmp_path, "graphs/cora.npz", x=np.array([[1, 1], [0, 1], [0, 0], [1, 0]], np.uint8), y=np.array([0, 1, 2, -1]),
+    write("graphs/cora.npz", x=np.array([[1, 1], [0, 1], [0, 0], [1, 0]], np.uint8), y=np.array([0, 1, 2, -1]),
           edge_index=np.array([[0, 1], [1, 0]]), **masks)
     made = sources.load("cora", tmp_path)
     assert made.train["x"].tolist() == [[0.5, 0.5], [0, 1], [0, 0], [1, 0]] and made.edges.tolist() == [[0, 1], [1, 0]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fedjax_lab.data import source, sources
+from fedjax_lab.data import known, source, sources
 
 REAL = os.environ.get("FEDJAX_LAB_DATA")
 
@@ -31,10 +31,15 @@ def test_digits_split_is_stratified_and_fixed():
     assert np.array_equal(sources.load("digits").train["x"], digits.train["x"])
 
 
-def test_digits_that_changed_are_refused(monkeypatch):
-    monkeypatch.setattr(sources, "DIGITS", "0")
-    with pytest.raises(RuntimeError, match="sha256"):
+@pytest.mark.parametrize("changed, says", [
+    ({"sha256": "0"}, "'digits' is not the set of that name: its arrays have sha256 443e1f.*, not 0; give other data another name"),
+    ({"train": 1441, "classes": 9}, r"it has train 1442 \(not 1441\), classes 10 \(not 9\); give"),
+    ({"shape": (64,)}, r"it has shape \(8, 8, 1\) \(not \(64,\)\)")])
+def test_a_set_that_is_not_what_its_name_says_is_refused(monkeypatch, changed, says):
+    monkeypatch.setitem(known.FACTS, "digits", known.FACTS["digits"]._replace(**changed))
+    with pytest.raises(ValueError, match=says) as error:
         sources.load("digits")
+    assert "\n" not in str(error.value)
 
 
 def test_heavy_packages_load_when_needed():
@@ -124,6 +129,20 @@ def test_the_cache_keeps_heals_and_follows_its_files(tmp_path):
     assert len(calls) == 3 and len(list(cache.iterdir())) == 2
 
 
+def test_a_cached_set_that_is_not_the_known_one_is_decoded_again(tmp_path, monkeypatch):
+    (tmp_path / "raw").write_bytes(b"x")
+    right, wrong = {"a": np.arange(3)}, {"a": np.arange(4)}
+    load = lambda decoded: source.cached("toy", tmp_path / "raw", tmp_path / "cache", lambda: decoded)["a"].tolist()
+    assert load(wrong) == load(right) == [0, 1, 2, 3]  # nobody knows better, and it is whole
+    monkeypatch.setitem(known.FACTS, "toy", known.Facts(3, 0, 0, (), source.digest(right)))
+    assert load(right) == load(wrong) == [0, 1, 2]
+    (entry,) = (tmp_path / "cache").iterdir()
+    (entry / "a.npy").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="'toy' is not the set of that name"):
+        load(wrong)
+    assert load(right) == [0, 1, 2]
+
+
 def test_the_cache_may_be_unwritable_and_follows_xdg(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
@@ -156,15 +175,21 @@ def test_synthetic_alpha_and_beta_spread_models_and_features():
 
 
 if REAL:
-    FACTS = {"mnist": (60000, 10000, (28, 28, 1), 10), "cifar10": (50000, 10000, (32, 32, 3), 10)}
+    @pytest.mark.parametrize("name", known.FACTS)
+    def test_known_sets_are_what_they_say(name):
+        facts, loaded = known.FACTS[name], sources.load(name)
+        assert loaded.train["x"].shape == (facts.train, *facts.shape) and loaded.test["x"].shape == (facts.test, *facts.shape)
+        assert loaded.classes == facts.classes
+        if loaded.train["x"].ndim == 4:
+            assert loaded.train["x"].max() == 1 and loaded.train["x"].min() == 0 and np.ptp(np.bincount(loaded.train["y"])) < 0.3 * facts.train
 
-    @pytest.mark.parametrize("name", FACTS)
-    def test_image_sets_are_whole(name):
-        train, test, shape, classes = FACTS[name]
-        loaded = sources.load(name)
-        assert loaded.train["x"].shape == (train, *shape) and loaded.test["x"].shape == (test, *shape)
-        assert loaded.classes == classes and loaded.train["x"].dtype == np.float32 and loaded.train["x"].max() == 1
-        assert np.bincount(loaded.test["y"]).min() > 800
+    @pytest.mark.full
+    @pytest.mark.parametrize("name", [name for name, facts in known.FACTS.items() if facts.sha256])
+    def test_known_sets_decode_to_their_hash(name, monkeypatch):
+        sha256 = known.FACTS[name].sha256
+        monkeypatch.setitem(known.FACTS, name, known.FACTS[name]._replace(sha256="0"))
+        with pytest.raises(ValueError, match=f"its arrays have sha256 {sha256}, not 0;"):
+            sources.load(name, cache_dir=os.devnull)
 
     def test_mnist_agrees_with_tfds():
         import tensorflow_datasets as tfds

@@ -1,15 +1,14 @@
-"""Task sequences, vertical partitions, graphs and pictures."""
+"""Task sequences, vertical partitions and graphs."""
 from __future__ import annotations
 
 import hypothesis.strategies as st
 import jax
-import matplotlib.image
 import networkx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from fedjax_lab.data import graph, partition, picture, population, scenario, sequence, shift, source, sources, vertical
+from fedjax_lab.data import graph, scenario, sequence, source, sources, vertical
 
 KEY = jax.random.key(0)
 fast = settings(max_examples=30, deadline=None)
@@ -46,7 +45,8 @@ def test_class_incremental_refuses_more_tasks_than_classes():
 
 
 def test_domain_incremental_shows_everybody_each_domain():
-    whole, turned = people(), sequence.domain_incremental(people(), shift.rotation(4), KEY)
+    whole, turned = people(), scenario.stages("dirichlet:0.3+domain_incremental:rotation,groups=4", sources.load("digits"), key=KEY, clients=12)
+    assert [part.manifest["task"] for part in turned] == [0, 1, 2, 3]
     for t, part in enumerate(turned):
         np.testing.assert_array_equal(part.train.examples["x"], np.rot90(whole.train.examples["x"], t, (1, 2)))
 
@@ -163,21 +163,3 @@ def test_clients_without_labels_have_no_example():
 def test_graphs_refuse_what_they_cannot_do(text, clients, says):
     with pytest.raises(ValueError, match=says):
         scenario.build(text, caveman(), key=KEY, clients=clients)
-
-
-@pytest.mark.parametrize("clients", [12, 400])
-def test_the_picture_shows_the_population(tmp_path, clients):
-    crowd = people(clients=clients)
-    shown = picture.plot(crowd, tmp_path / "p.png")
-    assert matplotlib.image.imread(tmp_path / "p.png").shape[:2] == (480, 1440)
-    assert shown["shares"].shape == (min(clients, 200), 10) and shown["clients"][-1] == clients - 1
-    np.testing.assert_allclose(shown["shares"] * crowd.train.size[shown["clients"]][:, None], crowd.counts[shown["clients"]],
-                               rtol=1e-5)
-    assert shown["distance"].mean() == pytest.approx(crowd.manifest["total_variation"])
-    assert shown["size"].sum() == crowd.manifest["examples"] and len(shown["size"]) == crowd.manifest["clients"]
-
-
-def test_the_picture_without_classes_is_the_sizes(tmp_path):
-    origin = sources.load("regression:5")
-    crowd = population.build(origin, partition.make("natural", origin, key=KEY), key=KEY)
-    assert list(picture.plot(crowd, tmp_path / "p.png")) == ["size"] and (tmp_path / "p.png").stat().st_size > 1000

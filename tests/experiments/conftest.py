@@ -7,7 +7,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import screen, train
+from experiments import screen, series, train
 from fedjax_lab import workdir
 
 SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=1")
@@ -44,6 +44,25 @@ def plain(job, kept) -> Done:
 def programs(tmp_path_factory):
     """Compiled programs of this session's runs."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def program(job, monkeypatch, capsys):
+    """Calls a program of experiments in this process with flags of its own; gives its exit status and what it printed."""
+
+    def call(module, *argv: str) -> tuple[int, str, str]:
+        values = flags.FlagValues()
+        for place in (flags, module, series):
+            monkeypatch.setattr(place, "FLAGS", values)
+        module.define()
+        capsys.readouterr()
+        try:
+            status = module.main(screen.parse_flags([module.__name__, *argv]))
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import fedjax_lab
 from fedjax_lab import config as configs
 from fedjax_lab import models, registry
-from fedjax_lab.data import scenario, sources
+from fedjax_lab.data import known, scenario, sources
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,6 +69,8 @@ EFFECTS = {
     "partition": ("iid", lambda a, b: same(partition_of(b)["partition"], "iid") or differ(partition_of(a)["sha256_partition"], partition_of(b)["sha256_partition"])),
     "clients": ("9", lambda a, b: same((partition_of(a)["clients"], partition_of(b)["clients"]), (8, 9))),
     "cohort": ("4", lambda a, b: same([3 * x for x in column(b, "bytes_up")], [4 * x for x in column(a, "bytes_up")])),
+    "participation": ("poisson:1+dropout:1", lambda a, b: same((plan_of(a)["cohort"], plan_of(b)["cohort"]), (3, 8))
+                      or same(column(b, "bytes_up"), [0] * 3) or same([8 * x for x in column(a, "bytes_down")], [3 * x for x in column(b, "bytes_down")])),
     "rounds": ("3", lambda a, b: same(rounds_of(b), [0, 2, 3])),
     "target_accuracy": ("0.3", lambda a, b: same(b.rows, a.rows[:2]) or differ(b.rows[-1]["test_accuracy"] >= 0.3, b.rows[0]["test_accuracy"] >= 0.3)),
     "eval_every": ("3", lambda a, b: same(rounds_of(b), [0, 3, 4]) or same(b.rows[-1]["test_accuracy"], a.rows[-1]["test_accuracy"])),
@@ -80,7 +82,7 @@ EFFECTS = {
     "devices": ("2", lambda a, b: same((plan_of(a)["devices"], plan_of(b)["devices"]), (1, 2)) or same(a.rows, b.rows)),
     "lanes": ("16", lambda a, b: same((plan_of(a)["lanes"], plan_of(b)["lanes"]), (8, 16)) or close(a, b)),
 }
-APART = {"partition_file", "precision", "data_dir", "cache_dir"}
+APART = {"partition_file", "precision", "data_dir", "cache_dir", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_resume.py
 
 
 def test_every_flag_is_tested():
@@ -110,7 +112,8 @@ def test_precision(job):
         assert spelled in jax.jit(jnp.dot).lower(jnp.ones((2, 2)), jnp.ones((2, 2))).as_text()
 
 
-def test_data_dir(job, tmp_path):
+def test_data_dir(job, tmp_path, monkeypatch):
+    monkeypatch.delitem(known.FACTS, "ml_latest_small")
     base = ("--task=ml_latest_small_mf", "--partition=natural", "--cohort=3", "--rounds=1")
     done = job(f"--data_dir={write_ratings(tmp_path)}", base=base)
     assert done.status == 0, done.err
@@ -133,7 +136,7 @@ def test_set(job, plain):
 def test_list(job):
     done = job("--list")
     assert done.status == 0 and not done.path.exists()
-    for name in (*sources.SOURCES, *models.MODELS, "quadratic", *scenario.ITEMS, *registry.catalog("method"), "client_optimizer"):
+    for name in (*sources.SOURCES, *models.MODELS, "quadratic", *scenario.ITEMS, *registry.catalog("participation"), *registry.catalog("method"), "client_optimizer"):
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.out), name
 
 
@@ -142,7 +145,7 @@ def test_help():
     shown = " ".join(done.stdout.split())
     for field in configs.fields():
         assert f"--{field.name}: {' '.join(field.metadata['help'].split())} (default: {field.default})" in shown, field.name
-    assert all(f"{name}:" in shown for name in ("--set", "--workdir", "--[no]list"))
+    assert all(f"{name}:" in shown for name in ("--set", "--workdir", "--resume", "--[no]list"))
 
 
 def test_chunk_and_devices_together(job, plain):
@@ -187,6 +190,10 @@ REFUSED = {
     "too many devices": ("--devices=1024", "devices=1024", "choose 1.."),
     "lanes": ("--lanes=3", "lanes=3", "power of two"),
     "cohort": ("--cohort=9", "--cohort=9", "8 clients", "1..8"),
+    "participation": ("--participation=unifrm", "--participation=unifrm", "poisson", "did you mean 'uniform'"),
+    "participation value": ("--participation=uniform+dropout:2", "--participation=uniform+dropout:2", "'rate'", "<= 1"),
+    "participation order": ("--participation=dropout", "--participation=dropout", "one of bernoulli, cyclic", "then each of dropout"),
+    "participation option": ("--participation=poisson:slots=9", "--participation=poisson:slots=9", "'slots'", "1..8"),
     "clients": ("--clients=2000", "clients=2000", "1442 examples"),
     "no partition file": ("--partition_file=missing.npz", "partition_file 'missing.npz'", "not found"),
 }

@@ -21,8 +21,8 @@ KEYS = {"round", "seconds", "test_accuracy", "test_loss", "bytes_up", "bytes_dow
 def test_files(plain):
     done = plain
     names = {p.name for p in done.path.iterdir()}
-    assert names == {"config.json", "run.flags", "partition.json", "metrics.jsonl", "curves.png", "checkpoint"}
-    assert (done.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert names == {"config.json", "run.flags", "partition.json", "metrics.jsonl", "curves.png", "partition.png", "checkpoint"}
+    assert all((done.path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("curves", "partition"))
     versions = json.loads((done.path / "config.json").read_text())["versions"]
     assert versions["jax"] == jax.__version__ and versions["fedjax_lab"] == fedjax_lab.__version__
 

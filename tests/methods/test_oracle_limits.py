@@ -1,8 +1,6 @@
 """The exact checks of the cards that take more than two runs side by side, and the coins of the methods that toss them."""
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import problem as problems
 import pytest
@@ -10,9 +8,9 @@ import test_oracles as oracles
 
 
 def test_the_dual_is_eliminated_exactly_and_the_limit_is_the_least_squares_solution():
-    problem, n, rho, weight, count = problems.regression(), len(problems.SIZES), 5.0, 2.0, 800
+    problem, n, rho, weight, count = problems.regression(), len(problems.SIZES), 5.0, 2.0, 500
     turns = oracles.turns("regression", n)[:1] * count
-    rerce, clu = (np.array(oracles.ORACLES[slug].run(problem, turns, lr=0.0, rho=rho, weight=weight)) 
+    rerce, clu = (np.array(oracles.ORACLES[slug].run(problem, turns, lr=0.0, rho=rho, weight=weight))
                   for slug in ("rerce-fed", "rerce-fed-clu"))
 
     zero, eye = np.zeros(problems.DIM), np.eye(problems.DIM)
@@ -34,17 +32,17 @@ def test_the_dual_is_eliminated_exactly_and_the_limit_is_the_least_squares_solut
 
 def test_consensus_admm_ends_at_the_optimum_of_its_weighting():
     problem = problems.bowl()
-    curvature = np.array([problem.curvature(problem.start, problem.rows(i), np.ones(problems.DIM)) for i in range(len(problems.SIZES))])
-    minima = np.array([problem.start - problem.gradient(problem.start, problem.rows(i)) / curvature[i] for i in range(len(problems.SIZES))])
-    for weighting, share in (("uniform", np.ones(len(problems.SIZES))), ("examples", problems.SIZES)):
-        weighted = curvature * share[:, None]
-        last = oracles.ORACLES["consensus-admm"].run(problem, oracles.turns("bowl", rounds=400), lr=0.0, solve="exact", weighting=weighting)[-1]
-        np.testing.assert_allclose(last, (weighted * minima).sum(0) / weighted.sum(0), atol=1e-6)
+    curvature = np.array([problem.curvature(problem.start, problem.rows(i), np.ones(problems.DIM)) for i in range(problem.clients)])
+    slope = np.array([problem.gradient(np.zeros(problems.DIM), problem.rows(i)) for i in range(problem.clients)])
+    for weighting, share in (("uniform", np.ones(problem.clients)), ("examples", problem.size)):
+        turns = oracles.turns("bowl") * 70
+        last = oracles.ORACLES["consensus-admm"].run(problem, turns, lr=0.0, solve="exact", weighting=weighting)[-1]
+        np.testing.assert_allclose(last, -(share @ slope) / (share @ curvature), atol=1e-6)
 
 
 def test_fedlin_ends_at_the_optimum_whatever_the_numbers_of_steps():
     problem = problems.bowl()
-    last = oracles.ORACLES["fedlin"].run(problem, oracles.turns("bowl", len(problems.SIZES), rounds=300), lr=0.3)[-1]
+    last = oracles.ORACLES["fedlin"].run(problem, oracles.turns("bowl", problem.clients) * 50, lr=0.3)[-1]
     np.testing.assert_allclose(np.mean([problem.gradient(last, problem.rows(i)) for i in range(problem.clients)], 0), 0, atol=1e-9)
 
 
@@ -54,19 +52,14 @@ def test_rounds_of_anchors_and_miners_in_turn_are_gradient_descent_every_second_
     oracles.close(amd[1::2], gd[:3], rtol=1e-5, atol=1e-7)
 
 
-@functools.cache
-def tossed(slug: str, p: float, rounds: int = 40) -> tuple:
-    """The coins of a long run with small steps, read off its moves, which the oracle follows to the end."""
-    options = {"p": p, "lr": 0.02}
-    module, actual, coins = oracles.ORACLES[slug], oracles.engine(slug, "bowl", options, rounds=rounds), []
-    more = {"everyone": [oracles.everyone("bowl", 0)[0]] * rounds} if hasattr(module, "EVERYONE") else {}
+@pytest.mark.parametrize("slug", ["fedamd", "fedpage"])
+def test_coins_fall_as_often_as_asked(slug):
+    p, rounds, coins, module = 0.3, 30, [], oracles.ORACLES[slug]
+    options = {"p": p, "lr": 0.02}  # small steps, so that the moves, which the coins are read off, stay large
+    actual = oracles.engine(slug, "bowl", options, rounds=rounds)
+    more = {"everyone": oracles.everyone("bowl", 0) * 5} if slug == "fedpage" else {}
     expected = module.run(problems.bowl(), oracles.turns("bowl", rounds=rounds), **options, observed=actual, coins=coins, **more)
     oracles.close(actual, expected, rtol=1e-4, atol=1e-5)
-    return tuple(coins)
-
-
-@pytest.mark.parametrize("slug, p", [("fedamd", 0.3), ("fedpage", 0.3)])
-def test_coins_fall_as_often_as_asked(slug, p):
-    coins = np.array(tossed(slug, p), float).reshape(40, -1)[1:]  # the first round of FedPAGE tosses none
+    coins = np.array(coins, float).reshape(rounds, -1)[1:]  # the first round of FedPAGE tosses none
     assert abs(coins.mean() - p) < 3.5 * np.sqrt(p * (1 - p) / coins.size)
     assert np.unique(coins, axis=0).shape[0] > coins.shape[1]  # neither alike in every round nor, with several, alike in a round

@@ -61,6 +61,48 @@ def test_parameter_count(name, shape, classes, options, count):
     assert ("stats" in params) == (options.get("norm") == "batch")
 
 
+@pytest.mark.parametrize("name, shape, classes, options, count", SIZES, ids=named(SIZES))
+def test_the_docstring_says_the_count(name, shape, classes, options, count):
+    text = type(models.MODELS[name](shape, classes, **options)).__doc__
+    assert f"{count:,}" in text or (name == "mlp" and "the sum of (in + 1) * out over the layers" in text)
+
+
+def block(d):
+    return 12 * d * d + 13 * d
+
+
+@pytest.mark.parametrize("module, shape, count", [  # the docstrings' formulas, where they differ from what SIZES has
+    (models.MLP((7, 5), 3), (4,), 5 * 7 + 8 * 5 + 6 * 3), (models.LogisticRegression(3), (4, 2), 8 * 3 + 3), (LSTM(6), (5, 3), 4 * 6 * (3 + 6 + 1)),
+    (models.Conv(6, (2, 3)), (8, 8, 5), 2 * 3 * 5 * 6 + 6), (models.Conv(6, (2, 3), standardized=True), (8, 8, 5), 2 * 3 * 5 * 6 + 6 + 6),
+    (models.Transformer(3, vocabulary=11, width=8, depth=2, heads=2, length=9), "text", (11 + 9 + 2) * 8 + 2 * block(8) + 9 * 3),
+    (models.ViT(5, patch=2, width=8, depth=3, heads=2), (6, 4, 3), (4 * 3 + 1) * 8 + (6 + 2) * 8 + 3 * block(8) + 2 * 8 + 9 * 5),
+    (models.GCN(3, (7,)), "graph", 6 * 7 + 8 * 3), (models.GraphSAGE(3, (7,)), "graph", 11 * 7 + 15 * 3),
+    (models.MatrixFactorization(4, 5, 3), "pairs", 9 * 4 + 1),
+], ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "")
+def test_the_docstrings_formulas(module, shape, count):
+    whole = {"text": (6,), "pairs": (2,)}.get(shape)
+    inputs = [jnp.zeros((1, *(whole or ((2, 5) if shape == "graph" else shape))), jnp.int32 if whole else jnp.float32)]
+    inputs += [jnp.zeros((1, 4, 2), jnp.int32)] if shape == "graph" else []
+    assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), *inputs))) == count
+
+
+@pytest.mark.parametrize("name, shape, classes, options", SMALL, ids=named(SMALL))
+def test_head_and_body_are_apart_by_path(name, shape, classes, options):
+    """Features need nothing of the sub-tree "head", and the head nothing else."""
+    batch = a_batch(name, shape, classes, options)
+    task = models.build(name, batch, classes, **options)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    if name == "mf":
+        assert task.features is task.head is None and {"user", "item"} < set(params)
+        return
+    layers = params.get("params", params)
+    body, head = ({k: v for k, v in layers.items() if (k == "head") == wanted} for wanted in (False, True))
+    whole = [{"params": part, "stats": params["stats"]} if "stats" in params else part for part in (body, head)]
+    z = jax.eval_shape(task.features, whole[0], batch)
+    outputs = jax.eval_shape(task.head, whole[1], z)
+    assert outputs == jax.eval_shape(task.apply, params, batch) and z.shape[-1] * classes + classes == sum(a.size for a in jax.tree.leaves(head))
+
+
 def test_every_model_is_here():
     assert {row[0] for row in SIZES} == set(models.MODELS) == {row[0] for row in SMALL} | {"resnet18"}
 
@@ -152,7 +194,7 @@ def test_classifying_transformer_ignores_padding():
 
 
 @pytest.mark.parametrize("module, x, more", [
-    (models.Transformer, jnp.zeros((1, 6), jnp.int32), set()), (models.ViT, jnp.zeros((1, 8, 8, 1)), {"patch"})])
+    ("transformer", jnp.zeros((1, 6), jnp.int32), set()), ("vit", jnp.zeros((1, 8, 8, 1)), {"patch"})])
 def test_dense_hook_makes_every_product(module, x, more):
     """With a factory of low-rank layers no other kernel is left."""
 
@@ -163,8 +205,8 @@ def test_dense_hook_makes_every_product(module, x, more):
         def __call__(self, x):
             return nn.Dense(self.features, name="base")(nn.Dense(1, use_bias=False, name="down")(x))
 
-    built = module(3, width=8, depth=1, heads=2, dense=LowRank)
-    params = jax.eval_shape(built.init, jax.random.key(0), x)["params"]
+    task = models.build(module, {"x": x, "y": jnp.zeros(1, jnp.int32)}, 3, width=8, depth=1, heads=2, dense=LowRank)
+    params = jax.eval_shape(task.init, jax.random.key(0))
     kernels = [[k.key for k in path] for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]
     assert {path[-2] for path in kernels} == {"base", "down"}
     assert {path[-3] for path in kernels} == {"query", "key", "value", "out", "up", "down", "head"} | more

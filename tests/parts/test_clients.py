@@ -61,7 +61,7 @@ def test_weights_and_their_sums():
 
 
 def test_everybody_decides_alone_with_their_own_probability():
-    who = bernoulli(40, (0.9, 0.1))
+    who = bernoulli(40, 20, q=(0.9, 0.1))
     rounds = jax.vmap(lambda k: who.draw(k, (), jnp.int32(0)))(jax.random.split(jax.random.key(3), 2000))
     ids, mask = rounds.ids, np.asarray(rounds.mask, np.float64)
     assert (ids == jnp.arange(40)).all() and who.slots == 40

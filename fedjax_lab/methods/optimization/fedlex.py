@@ -52,7 +52,9 @@ def guidance_of(V: Tree, scale: str) -> Tree:
     def one(v):
         low, high = (jnp.min(v), jnp.max(v)) if scale == "range" else jnp.quantile(v, jnp.array([0.25, 0.75]))
         base = low if scale == "range" else jnp.median(v)
-        return jnp.where(high > low, jnp.clip((v - base) / jnp.where(high > low, high - low, 1), 0, 1), 1)
+        span = jnp.where(high > low, high - low, 1)
+        inside = jnp.where(v - base < span, jnp.maximum((v - base) / span, 0), 1)  # the compiler's division may miss 1 by a rounding
+        return jnp.where(high > low, inside, 1)
 
     return jax.tree.map(one, V)
 
@@ -146,8 +148,7 @@ def fedlex(task: Task, work: Work, *, scouts: Share = 1.0, cap: Count = 150, pat
 def before(method: Method, scout: Any, conclude: Any, task: Task, work: Work, warm: bool, guidance: str) -> list[Phase]:
     """The exchanges with everyone at the start of round 0: (1), (2), and G told to all where it stays."""
     once = {"everyone": True, "when": lambda key, clock: clock == 0, "up": {}}
-    model = lambda server, id, clock: {"model": server.params}  # noqa: E731
-    average = method.phase(**once, broadcast=model, local=_rowed(local_sgd(task, work._replace(epochs=1, local_steps=0))), down={},
+    average = method.phase(**once, broadcast=lambda server, id, clock: {"model": server.params}, local=_rowed(local_sgd(task, work._replace(epochs=1, local_steps=0))), down={},
                            serve=lambda key, server, aggregate, cohort: server._replace(params=tree.add(server.params, aggregate["model"])))
     search = method.phase(**once, local=scout, serve=conclude, down={"scouts": known()},
                           broadcast=lambda server, id, clock: {"model": server.params, "scouts": server.scouts})

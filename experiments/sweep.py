@@ -1,0 +1,125 @@
+"""Trains one configuration with several seeds and options at once: python -m experiments.sweep --seeds=8 --sweep lr=0.01,0.03,0.1
+
+Seeds, and options of the method that are floats, share one program and one device call; any other option, and any other flag of
+experiments.train, may be swept too and costs a program for each value. Started again with the same --workdir it goes on.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import app, flags, logging
+
+from experiments import screen, series
+from fedjax_lab import config as configs
+from fedjax_lab.config import Config
+
+FLAGS = flags.FLAGS
+SEEDS = 3
+ALONE = 3  # runs that --ratios trains alone, each way
+
+
+def define() -> None:
+    """One flag per field of Config, and those of a sweep."""
+    series.define((), SEEDS)
+    flags.DEFINE_multi_string("set", [], "option of the method as key=value, repeatable", flag_values=FLAGS)
+    flags.DEFINE_multi_string("sweep", [], "option of the method, or flag of experiments.train, as key=value,value,...; repeatable", flag_values=FLAGS)
+    flags.DEFINE_bool("ratios", False, "also train a few of the runs alone, and say how much faster the sweep was", flag_values=FLAGS)
+
+
+def main(argv: list[str]) -> int:
+    """Runs from flags; 0 when done, 2 for a request that is not valid."""
+    return screen.answer(argv, _sweep)
+
+
+def _sweep() -> int:
+    from fedjax_lab import many
+
+    begin = time.perf_counter() - since_start()
+    values = {f.name: getattr(FLAGS, f.name) for f in configs.fields()}
+    base = configs.make({**values, "options": dict(series.pairs("set", FLAGS.set))})
+    swept = {key: [v.strip() for v in text.split(",")] for key, text in series.pairs("sweep", FLAGS.sweep, "key=value,value,...")}
+    grid = many.grid(base, series.seeds(SEEDS), swept)
+    cells = [series.Cell(label(config, list(swept)), config) for config in grid]
+    path = series.folder(f"sweep-{base.method}-{base.task.split(':')[0]}")
+    fresh = not series.there(cells, path / "runs")
+    results = series.train(cells, path / "runs")
+    seconds = time.perf_counter() - begin
+    series.conclude(path, results, [f"{base.method}, sweep of {', '.join(swept) or 'seeds'}: {series.settings(base)}"], cells[0].label)
+    if FLAGS.ratios:
+        print(ratios(results, cells, seconds if fresh else None), flush=True)
+    return 0
+
+
+def label(config: Config, swept: Sequence[str]) -> str:
+    """The swept options of a run with their values, or its method."""
+    return series.label("", {k: config.options.get(k, getattr(config, k, None)) for k in swept}) or config.method
+
+
+def since_start() -> float:
+    """Seconds since this process began, imports included; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            began = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            return float(uptime.read().split()[0]) - began
+    except OSError:
+        return 0.0
+
+
+def ratios(results: Mapping[str, Mapping[int, list]], cells: Sequence[series.Cell], seconds: float | None) -> str:
+    """How much faster the sweep was than a few of its runs alone, in words.
+
+    Args:
+      results: of all runs.
+      cells: all runs.
+      seconds: of the whole sweep, from the start of its process; None if part of it had been there before.
+    """
+    some = [cells[i * len(cells) // ALONE].config for i in range(ALONE)] if len(cells) > ALONE else [cell.config for cell in cells]
+    share = statistics.mean(rows[-1]["seconds"] for runs in results.values() for rows in runs.values() if rows)
+    single = warm(some)
+    lines = f"one warm process, compilation apart: {single:.3g} s a run alone, {share:.3g} s in the sweep: {single / share:.2f} times faster"
+    if seconds is None:
+        return lines + "\nwhole processes: not measured, since part of the sweep had been there before"
+    whole = statistics.mean(process(config) for config in some)
+    return (f"{lines}\nwhole processes one after another: {whole:.3g} s each ({len(some)} were measured), {whole * len(cells):.4g} s for all "
+            f"{len(cells)}, the sweep {seconds:.4g} s: {whole * len(cells) / seconds:.2f} times faster")
+
+
+def warm(some: Sequence[Config]) -> float:
+    """Seconds of a run alone, on all devices, in a process that has compiled its program: the median of these seeds."""
+    from fedjax_lab import run
+
+    prepared, taken = run.prepare(some[0]), []
+    for config in [some[0], *some]:
+        start = time.perf_counter()
+        for _ in run.rounds(prepared._replace(config=dataclasses.replace(some[0], seed=config.seed))):
+            pass
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def process(config: Config) -> float:
+    """Seconds of a whole process that trains this run."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}/run", *configs.flags(config)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+
+def entry() -> None:
+    """Parses the flags and runs; a wrong flag is one line and exit status 2."""
+    define()
+    logging.set_verbosity(logging.FATAL)
+    app.run(main, flags_parser=screen.parse_flags)
+
+
+if __name__ == "__main__":
+    entry()
