@@ -21,7 +21,7 @@ from fedjax_lab.config import Config
 
 FLAGS = flags.FLAGS
 SEEDS = 3
-ALONE = 3  # runs that --ratios trains alone, each way
+PROCESSES = 3  # that --ratios starts to see how long one takes
 
 
 def define() -> None:
@@ -29,7 +29,7 @@ def define() -> None:
     series.define((), SEEDS)
     flags.DEFINE_multi_string("set", [], "option of the method as key=value, repeatable", flag_values=FLAGS)
     flags.DEFINE_multi_string("sweep", [], "option of the method, or flag of experiments.train, as key=value,value,...; repeatable", flag_values=FLAGS)
-    flags.DEFINE_bool("ratios", False, "also train a few of the runs alone, and say how much faster the sweep was", flag_values=FLAGS)
+    flags.DEFINE_bool("ratios", False, "also train the runs one after another, some in processes of their own, and say how much faster the sweep was", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:
@@ -72,35 +72,34 @@ def since_start() -> float:
 
 
 def ratios(results: Mapping[str, Mapping[int, list]], cells: Sequence[series.Cell], seconds: float | None) -> str:
-    """How much faster the sweep was than a few of its runs alone, in words.
+    """How much faster the sweep was than its runs one after another, in words.
 
     Args:
       results: of all runs.
       cells: all runs.
       seconds: of the whole sweep, from the start of its process; None if part of it had been there before.
     """
-    some = [cells[i * len(cells) // ALONE].config for i in range(ALONE)] if len(cells) > ALONE else [cell.config for cell in cells]
     share = statistics.mean(rows[-1]["seconds"] for runs in results.values() for rows in runs.values() if rows)
-    single = warm(some)
+    single = warm(cells[0].config, [cell.config.seed for cell in cells])
     lines = f"one warm process, compilation apart: {single:.3g} s a run alone, {share:.3g} s in the sweep: {single / share:.2f} times faster"
+    some = cells[::-(-len(cells) // PROCESSES)]
     if seconds is None:
         return lines + "\nwhole processes: not measured, since part of the sweep had been there before"
-    whole = statistics.mean(process(config) for config in some)
+    whole = statistics.mean(process(cell.config) for cell in some)
     return (f"{lines}\nwhole processes one after another: {whole:.3g} s each ({len(some)} were measured), {whole * len(cells):.4g} s for all "
             f"{len(cells)}, the sweep {seconds:.4g} s: {whole * len(cells) / seconds:.2f} times faster")
 
 
-def warm(some: Sequence[Config]) -> float:
-    """Seconds of a run alone, on all devices, in a process that has compiled its program: the median of these seeds."""
+def warm(config: Config, seeds: Sequence[int]) -> float:
+    """Mean seconds of a run alone, on all devices, one seed after the other in a process that has compiled the program."""
     from fedjax_lab import run
 
-    prepared, taken = run.prepare(some[0]), []
-    for config in [some[0], *some]:
+    prepared = run.prepare(config)
+    for some in seeds[:1], seeds:
         start = time.perf_counter()
-        for _ in run.rounds(prepared._replace(config=dataclasses.replace(some[0], seed=config.seed))):
-            pass
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+        for seed in some:
+            list(run.rounds(prepared._replace(config=dataclasses.replace(config, seed=seed))))
+    return (time.perf_counter() - start) / len(seeds)
 
 
 def process(config: Config) -> float:

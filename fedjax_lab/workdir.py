@@ -26,7 +26,7 @@ from fedjax_lab import resume, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.data import manifest
 from fedjax_lab.engine import checkpoint, processes
-from fedjax_lab.run import Model, Prepared, Progress, finished
+from fedjax_lab.run import Diverged, Model, Prepared, Progress, finished
 
 
 class Stopped(SystemExit):
@@ -55,6 +55,7 @@ class WorkDir:
         self.path, self._prepared, self.start = epath.Path(path), prepared, start
         self._rows, self._saved = (len(start.history), start.clock) if start else (0, 0)
         self._stack, self._checkpoints, self._terminated, self._last = contextlib.ExitStack(), None, False, time.monotonic()
+        self._metrics = None
 
     def __enter__(self) -> WorkDir:
         with contextlib.ExitStack() as stack:
@@ -83,31 +84,35 @@ class WorkDir:
         if not start or not finished(self._prepared.config, start):
             describe(self.path, self._prepared)
             stack.enter_context(contextlib.suppress(OSError))  # closing tries once more what a full disk refused
-            self._metrics = stack.enter_context((self.path / "metrics.jsonl").open("a" if start else "w"))
+            if "://" not in str(self.path):  # a bucket cannot append
+                self._metrics = stack.enter_context((self.path / "metrics.jsonl").open("a" if start else "w"))
             _set_aside(self.path / "checkpoint", start)
 
     def keep(self, now: Progress) -> None:
         """Writes the rows that are new, and a checkpoint when one is due; with the last one the curves."""
         over = finished(self._prepared.config, now)
-        votes = processes.gather(self._due(now.clock), self._terminated)  # process 0 has the clock, a SIGTERM may reach any
-        due, self._terminated = bool(votes[0, 0]), bool(votes[:, 1].any())
+        votes = processes.gather(self._due(now.clock), self._terminated)  # process 0 has the clock, a SIGTERM may reach any, at any moment
+        due, stop = votes[0, 0], votes[:, 1].any()
         trees = None
-        if now.clock != self._saved and (over or due or self._terminated):
+        if now.clock != self._saved and (over or due or stop):
             trees = processes.whole({"state": now.state, "model": self._prepared.method.deploy(now.state.server)})
             self._saved = now.clock
-        processes.first(lambda: self._write_down(now, trees, over))
-        if self._terminated and not over:
+        processes.first(lambda: self._write_down(now, trees, over, over or stop))
+        if stop and not over:
             raise Stopped(now.clock)
 
-    def _write_down(self, now: Progress, trees: Mapping[str, Any] | None, over: bool) -> None:
+    def _write_down(self, now: Progress, trees: Mapping[str, Any] | None, over: bool, last: bool) -> None:
         with self._writing():
-            for row in now.history[self._rows:]:
+            new = now.history[self._rows:]
+            if new and self._metrics is None:
+                restore(self.path, now)
+            for row in new if self._metrics else ():
                 self._metrics.write(json.dumps(row) + "\n")
                 self._metrics.flush()
             self._rows = len(now.history)
             if trees:
                 self._save(now, trees, over)
-            if self._checkpoints and (over or self._terminated):
+            if self._checkpoints and last:
                 self._checkpoints.wait_until_finished()
 
     def _due(self, clock: int) -> bool:
@@ -133,6 +138,8 @@ class WorkDir:
         with self._stack, self._writing() if kind is None else contextlib.suppress(Exception):
             if self._checkpoints:
                 self._checkpoints.close()
+        if kind is None or issubclass(kind, (Diverged, Stopped)):  # where all processes are; none leaves before the first has written
+            processes.gather(0)
 
     def _terminate(self, *_) -> None:
         self._terminated = True

@@ -109,3 +109,10 @@ def test_the_identity_wire():
     assert row == () and wire.decode(code) is value
     assert wire.bits(code) == 32 * 6 + 8 * 5 + 16 * 4
     assert isinstance(wire, types.Wire)
+
+
+def test_a_mean_is_as_precise_as_its_values():
+    with jax.enable_x64(True):
+        values, weights = {"w": rng.normal(size=(3, 4))}, np.ones(3, np.float32)
+        out = rules.mean().finish(fold(rules.mean(), values, weights))
+        np.testing.assert_allclose(out["w"], values["w"].mean(0), rtol=1e-14)

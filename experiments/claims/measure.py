@@ -48,13 +48,12 @@ def train(cells: Sequence[Config], clients: tuple[Task, Population], metric: Met
 
 
 def _probed(cell: Config, task: Task, population: Population, metric: Metric) -> list[Row]:
-    """The evaluations of one run, the last with what the metric's probe finds."""
+    """The evaluations of one run with what the metric's probe finds, none if it broke off."""
     prepared = run.prepare(cell, task=task, population=population)
     try:
-        done = run.follow(prepared)
+        return [{**now.row, **metric.probe(prepared, now.state, now.clock)} for now in run.rounds(prepared) if now.row]
     except run.Diverged:
         return []
-    return [*done.history[:-1], {**done.history[-1], **metric.probe(prepared, done.state)}]
 
 
 def cells(scenario: Scenario, side: Side, points: Sequence[Rates], seeds: Sequence[int], quick: bool = False) -> list[Config]:

@@ -9,20 +9,19 @@ from fedjax_lab.run import Prepared
 from fedjax_lab.types import ClientData, State, View
 
 
-def head_agreement(prepared: Prepared, state: State) -> dict[str, float]:
-    """{"head_agreement": the mean cosine between the head's changes of any two clients, all of them trained from the last model}."""
+def head_agreement(prepared: Prepared, state: State, clock: int) -> dict[str, float]:
+    """{"head_agreement": the mean cosine between the head's changes of any two clients, all of them trained from the present model}."""
     people, phase = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), prepared.method.exchanges[-1]
-    clock, unlimited = jnp.int32(prepared.config.rounds), jnp.int32(np.iinfo(np.int32).max)
+    clock, unlimited = jnp.int32(clock), jnp.int32(np.iinfo(np.int32).max)
     capacity = [int(np.max(stream.size)) for stream in (people.train, people.test)]
 
-    @jax.vmap
     def change(client, row):
         train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
         data = ClientData(client, clock, train, test, people.counts[client], unlimited)
         result = phase.local(jax.random.fold_in(state.key, client), phase.broadcast(state.server, client, clock), row, data)
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(result.upload["model"]["head"])])
 
-    heads = np.asarray(jax.jit(change)(jnp.arange(people.clients), state.clients), np.float64)
+    heads = np.asarray(jax.jit(jax.vmap(change))(jnp.arange(people.clients), state.clients), np.float64)
     return {"head_agreement": agreement(heads)}
 
 

@@ -311,7 +311,8 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             rows, memory = out.row
             wires.append(_scatter(table, at.rows, memory))
             seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
-            traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
+            trace = meshes.constrain(out.stacked._replace(fields={}, keep=()), meshes.replicated(at.lay.mesh))  # means in one order
+            traces.append((everyone, at, jax.tree.map(at.lay.collect, trace)))
         clients = _scatter(clients, seats[everyone].rows, rows)
     return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), **draw.metrics}
 

@@ -293,14 +293,18 @@ def test_agreement_of_heads_is_the_mean_cosine_of_every_pair(backend):
     claim = tiny(scenario=scenarios.digits(2, clients=4, cohort=2)._replace(options={"batch_size": "full"}))
     cell = measure.cells(claim.scenario, Side("fedavg"), [{"lr": 0.1}], [0])[0]
     prepared = run.prepare(cell)
-    state = run.follow(prepared).state
+    *_, last = run.rounds(prepared)
+    state, clock = last.state, last.clock
     people, heads = prepared.population, []
     for first, size in zip(people.train.offset, people.train.size, strict=True):
         batch = {k: v[first:first + size] for k, v in people.train.examples.items()} | {"mask": np.ones(size, bool)}
         slope = jax.grad(lambda p, batch=batch: prepared.task.loss(p, batch, None)[0])(state.server)
         heads.append(np.concatenate([x.ravel() for x in jax.tree.leaves(slope["head"])]))
     pairs = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for i, a in enumerate(heads) for b in heads[:i]]
-    assert probes.head_agreement(prepared, state)["head_agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
+    probed = Metric("agreement", lambda rows: rows[-1]["head_agreement"], True, probe=probes.head_agreement)
+    rows, = measure.train([cell], (prepared.task, prepared.population), probed)
+    assert [row["round"] for row in rows] == [0, 2] and probed.value(rows) == pytest.approx(np.mean(pairs), abs=1e-4)
+    assert probes.head_agreement(prepared, state, clock)["head_agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [

@@ -114,7 +114,7 @@ def test_flags_of_the_table(done, folder):
 
 
 def test_ratios(done, monkeypatch, program, tmp_path):
-    monkeypatch.setattr(sweep, "warm", lambda some: 5.0)
+    monkeypatch.setattr(sweep, "warm", lambda config, seeds: 5.0)
     monkeypatch.setattr(sweep, "process", lambda config: 100.0)
     out = done("--ratios")[1]
     single, share = map(float, re.search(r"([\d.]+) s a run alone, ([\d.e-]+) s in the sweep", out).groups())
@@ -128,7 +128,7 @@ def test_ratios(done, monkeypatch, program, tmp_path):
 def test_what_ratios_measure(folder, done, job):
     assert done()[0] == 0
     config = configs.make(resume.read_config(folder / "runs" / RUNS[0])["config"])
-    assert 0 < sweep.warm([config] * 2) < 5
+    assert 0 < sweep.warm(config, [0, 1]) < 5
 
 
 @pytest.mark.full

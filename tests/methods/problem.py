@@ -170,9 +170,9 @@ def regression() -> Problem:
         return jnp.sum(jnp.where(mask, error, 0)) / jnp.maximum(mask.sum(), 1), Aux()
 
     x_, y_ = x.astype(np.float64), y.astype(np.float64)
+    task = Task("line", lambda key: {"w": jnp.full(DIM, 0.5)}, apply, loss, metrics)
     return Problem(
-        Task("line", lambda key: {"w": jnp.full(DIM, 0.5)}, apply, loss, metrics), _population({"x": x, "y": y}, np.zeros((len(SIZES), 0))),
-        np.full(DIM, 0.5), SIZES,
+        task, _population({"x": x, "y": y}, np.zeros((len(SIZES), 0))), np.full(DIM, 0.5), SIZES,
         gradient=lambda v, rows: 2 * x_[rows].T @ (x_[rows] @ v - y_[rows]) / len(rows),
         loss=lambda v, rows: float(((x_[rows] @ v - y_[rows]) ** 2).mean()),
         features=None, pullback=None,

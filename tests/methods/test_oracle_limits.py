@@ -32,8 +32,9 @@ def test_the_dual_is_eliminated_exactly_and_the_limit_is_the_least_squares_solut
 
 def test_consensus_admm_ends_at_the_optimum_of_its_weighting():
     problem = problems.bowl()
-    curvature = np.array([problem.curvature(problem.start, problem.rows(i), np.ones(problems.DIM)) for i in range(problem.clients)])
-    slope = np.array([problem.gradient(np.zeros(problems.DIM), problem.rows(i)) for i in range(problem.clients)])
+    rows, zero, ones = [problem.rows(i) for i in range(problem.clients)], np.zeros(problems.DIM), np.ones(problems.DIM)
+    curvature = np.array([problem.curvature(zero, r, ones) for r in rows])
+    slope = np.array([problem.gradient(zero, r) for r in rows])
     for weighting, share in (("uniform", np.ones(problem.clients)), ("examples", problem.size)):
         turns = oracles.turns("bowl") * 70
         last = oracles.ORACLES["consensus-admm"].run(problem, turns, lr=0.0, solve="exact", weighting=weighting)[-1]
@@ -43,7 +44,8 @@ def test_consensus_admm_ends_at_the_optimum_of_its_weighting():
 def test_fedlin_ends_at_the_optimum_whatever_the_numbers_of_steps():
     problem = problems.bowl()
     last = oracles.ORACLES["fedlin"].run(problem, oracles.turns("bowl", problem.clients) * 50, lr=0.3)[-1]
-    np.testing.assert_allclose(np.mean([problem.gradient(last, problem.rows(i)) for i in range(problem.clients)], 0), 0, atol=1e-9)
+    slope = np.mean([problem.gradient(last, problem.rows(i)) for i in range(problem.clients)], 0)
+    np.testing.assert_allclose(slope, 0, atol=1e-9)
 
 
 def test_rounds_of_anchors_and_miners_in_turn_are_gradient_descent_every_second_round():

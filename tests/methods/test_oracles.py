@@ -33,7 +33,11 @@ LOOP["gaps"] = LOOP["regression"] = LOOP["bowl"]
 WORK = ("epochs", "local_steps", "batch_size")
 PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl}
 FAMILIES = ("optimization", "baselines")
-WITHOUT_ORACLE: dict[str, str] = {}  # method: why there is none
+WITHOUT_ORACLE = {  # method: why there is none
+    "fedbr": "still to be written",
+    "fedimpro": "still to be written",
+    "fedlex": "still to be written",
+}
 FROM_HERE = ("observed", "everyone", "coins")  # what an oracle is given by `oracle`, and no option
 EVERYBODY = ("fedlin",)  # what needs full participation
 
@@ -87,7 +91,7 @@ CASES = {
               ("bowl", {"rule": "rmsprop", "beta": 0.5, "floor": "add", "alpha": 0.1})],
     "consensus-admm": [("classifier", {}), ("bowl", {"solve": "exact", "rho": 0.5}), ("gaps", {"weighting": "examples"}),
                        ("bowl", {"average": "sampled", "weighting": "examples"})],
-    "fedlin": [("classifier", {}), ("bowl", {"up_share": 0.5}), ("bowl", {"up_share": 0.3, "down_share": 0.3})],
+    "fedlin": [("classifier", {}), ("classifier", {"up_share": 0.2}), ("bowl", {"up_share": 0.3, "down_share": 0.3})],
     "mime": MIME,
     "mimelite": MIME,
     "fedpage": [("classifier", {"p": 0.0}), ("bowl", {"p": 1.0}), ("classifier", {}), ("bowl", {"p": 0.3, "server_lr": 0.3}),

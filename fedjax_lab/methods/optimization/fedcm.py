@@ -8,7 +8,7 @@ Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 202
 
 Keeps: g is the mean of directions, whatever the steps; before the first round it is zero, which scales that round's steps by alpha.
 Reduces to: FedAvg (uniform) with alpha = 1; FedAvg-M with beta = alpha and server_lr lr K there.
-Departs: each client divides by its own K_i, where the paper has one K. The released runs decay lr by 0.998 a round; here lr is constant.
+Departs: each client divides by its own K_i, where the paper has one K, and by the lr of that round: the released runs have lr_decay 0.998.
 """
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ With weighting = examples lam is lam / (N p_i) at client i, whose sum of objecti
 
 Keeps: h_i is the sum of i's own displacements; a fixed point is a stationary point of the global objective.
 Reduces to: FedSpeed with rho = 0.
-Departs: a round in which nobody is heard leaves x alone. The whole bracket (1) can be clipped (off by default; released runs clip at 10 and
-decay lr). The averaged model mean_S y_i is kept beside x, and `evaluate` says which of them is evaluated.
+Departs: a round in which nobody is heard leaves x alone. The whole bracket (1) can be clipped (off by default; released runs clip at 10, with
+lr_decay 0.998 to 1). The averaged model mean_S y_i is kept beside x, and `evaluate` says which of them is evaluated.
 """
 from __future__ import annotations
 

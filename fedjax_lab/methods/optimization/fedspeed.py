@@ -13,7 +13,7 @@ lam is the paper's 1 / lambda and lam h_i its prox-correction -g_i.
 Keeps: h_i is the sum of i's own displacements; with rho = 0 a fixed point is a stationary point of the global objective, for every lam.
 Reduces to: FedDyn with rho = 0 or alpha = 0.
 Departs: clips the whole bracket of (2), where the release clips before it adds lam y. Weight decay is the client optimizer's and not
-in the ascent. A round in which nobody is heard leaves x alone; lr does not decay.
+in the ascent. A round in which nobody is heard leaves x alone. lr_decay is 1 by default, 0.998 or 0.9995 in the released runs.
 """
 from __future__ import annotations
 

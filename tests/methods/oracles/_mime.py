@@ -1,7 +1,7 @@
-"""Mime: c = sum_i p_i gradient_i(x) on all examples; y <- y - lr U(v; s) with the statistics s FROZEN, x <- x - server_lr sum p Delta,
-then s <- V(c, s).
+"""Mime: c = sum_i p_i gradient_i(x) on all examples; y <- y - lr U(v; s) with the statistics s FROZEN;
+x <- x - server_lr sum p Delta; then s <- V(c, s).
 
-Momentum: U = (1 - beta) v + beta m, m <- (1 - beta) c + beta m. Adam: the same over sqrt(n) + eps with n <- (1 - beta2) c^2 + beta2 n.
+Momentum: U = (1 - beta) v + beta m, m <- (1 - beta) c + beta m. Adam: that over sqrt(n) + eps, n <- (1 - beta2) c^2 + beta2 n.
 Adagrad: U = v / (sqrt(n) + eps), n <- n + c^2.
 """
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 from oracles._common import shares
 
 
-def mimic(problem, turns, reduced, *, lr, base, beta, beta2, eps, server_lr, weighting):
-    """Mime where the local gradients are variance-reduced, v = gradient(y; b) - gradient(x; b) + c; MimeLite where they are not."""
+def mimic(problem, turns, reduced, lr, base, beta, beta2, eps, server_lr, weighting):
+    """Mime where the local gradients are variance-reduced, v = gradient(y; b) - gradient(x; b) + c; else MimeLite."""
     x, history = problem.start, []
     m, n = np.zeros_like(x), np.zeros_like(x)
 

@@ -1,8 +1,8 @@
-"""BVR-L-SGD: every `stage` rounds g is the full gradient of ALL clients; the drawn client descends along q <- q - gradient(y_(k-1); b)
-+ gradient(y_k; b) from q = g.
+"""BVR-L-SGD: every `stage` rounds g is the full gradient of ALL clients; the drawn client descends from q = g along
+q <- q - gradient(y_(k-1); b) + gradient(y_k; b).
 
-Within a stage all clients bring g along by their batches: g <- g + mean over clients of gradient(x; b) - gradient(x before; b). Of
-several drawn clients the mean of the models is taken.
+Within a stage all clients bring g along by their batches: g <- g + mean over clients of gradient(x; b) - gradient(x before; b).
+Of several drawn clients the mean of the models is taken.
 """
 from __future__ import annotations
 

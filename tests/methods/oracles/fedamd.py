@@ -1,6 +1,6 @@
 """FedAMD: a sampled client is an anchor with probability p, v_i <- its full gradient at x, else a miner: from q = mean of ALL v_i
-before this round's anchors, q <- q - gradient(y_(k-1); b) + gradient(y_k; b), y <- y - eta q; x <- x - server_lr mean over the MINERS
-of Delta, divided by K where asked. At the start v_i is client i's gradient at x^0.
+before this round's anchors, q <- q - gradient(y_(k-1); b) + gradient(y_k; b), y <- y - eta q; x <- x - server_lr mean over the
+MINERS of Delta, divided by K where asked. At the start v_i is client i's gradient at x^0.
 """
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""FedPAGE: with probability p all clients' full gradient is the direction g; otherwise g is the mean direction of the cohort's local
-SARAH steps, that start from the last round's g corrected by the gradients at (x^(t-1), x^t) on a large batch. x <- x - server_lr g.
+"""FedPAGE: with probability p all clients' full gradient is the direction g; otherwise g is the mean direction of the cohort's
+local SARAH steps, which start from the last g corrected by the gradients at (x^(t-1), x^t) on a large batch.
+x <- x - server_lr g.
 
-The first round is one of full gradients. The large batch is all of a client's examples. Without a server_lr the server goes as far
-as lr steps of the round's mean number would. A round in which nobody is heard is none.
+The first round is one of full gradients. The large batch is all of a client's examples. Without a server_lr the server goes as
+far as lr steps of the round's mean number would. A round in which nobody is heard is none.
 """
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def run(problem, turns, *, lr, p=0.5, server_lr=None, everyone=(), observed=None
 
 
 def direction(problem, x, before, g, turn, lr):
-    """(x - y_K) / (lr K): the first step goes along g corrected on all of the client's examples, the others follow the batches."""
+    """(x - y_K) / (lr K): the first step is along g corrected on all of the client's examples, the others follow the batches."""
     rows = problem.rows(turn.client)
     q = g + problem.gradient(x, rows) - problem.gradient(before, rows)
     last, y = x, x - lr * q

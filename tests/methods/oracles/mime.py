@@ -10,4 +10,4 @@ def phase(**options) -> int:
 
 
 def run(problem, turns, *, lr, base="momentum", beta=0.9, beta2=0.99, eps=1e-3, server_lr=1.0, weighting="examples"):
-    return mimic(problem, turns, True, lr=lr, base=base, beta=beta, beta2=beta2, eps=eps, server_lr=server_lr, weighting=weighting)
+    return mimic(problem, turns, True, lr, base, beta, beta2, eps, server_lr, weighting)

@@ -1,5 +1,5 @@
-"""RERCE-Fed-CLU: the cohort stores w~_k = w_n; EVERY client w' = (I - rho B_k) w_k + rho B_k w~_k, s_k = 2 w' - w_k, w_k <- w'; the
-cohort's s_k replace what the server has of them, and w_(n+1) = mean over ALL.
+"""RERCE-Fed-CLU: the cohort stores w~_k = w_n; EVERY client w' = (I - rho B_k) w_k + rho B_k w~_k, s_k = 2 w' - w_k, w_k <- w';
+the cohort's s_k replace what the server has of them, and w_(n+1) = mean over ALL.
 
 In the first round w_k = w^_k, the server hears 2 w^_k of everybody, and what has been received is w_0 = 0.
 """
