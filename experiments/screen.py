@@ -1,10 +1,13 @@
 """What a person sees of a run: the plan, a progress bar or plain lines, the summary, the catalog."""
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping
 
+import jax
 from absl import flags
 
 from fedjax_lab import config as configs
@@ -17,6 +20,34 @@ def define(names: Collection[str]) -> None:
     for field in configs.fields():
         if field.name in names:
             flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=flags.FLAGS)
+
+
+def together(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A program's `main` for a run of several processes: one that fails unexpectedly leaves at once, so that the others hear of it;
+    JAX's own way out would wait for them."""
+
+    def run(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except Exception as error:
+            if not jax.distributed.is_initialized():
+                raise
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                print("error: a device call failed. If another process of this run has ended, its own output says why. "
+                      f"JAX says: {str(error).splitlines()[0]}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    return run
+
+
+def quiet() -> None:
+    """Leaves the screen to process 0; errors are told by all."""
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def answer(argv: list[str], work: Callable[[], int]) -> int:

@@ -73,7 +73,7 @@ def _train(config: configs.Config) -> int:
     platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
     path = FLAGS.workdir or workdir.default_path(config)
     start = resume.find(path, config, FLAGS.resume)
-    platform.quiet()
+    screen.quiet()
     if start and run.finished(config, start):
         workdir.restore(path, start)
         print(f"{path}: finished, {screen.describe(start.history[-1])}; more --rounds would go on")
@@ -103,7 +103,7 @@ def entry() -> None:
     define()
     logging.set_verbosity(logging.FATAL)  # orbax reports every step of its own, and traces every error that is reported here
     warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
-    app.run(platform.together(main), flags_parser=screen.parse_flags)
+    app.run(screen.together(main), flags_parser=screen.parse_flags)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -69,34 +66,6 @@ def _given(coordinator: str | None, processes: str | None, process_id: str | Non
     if process_id is None or not process_id.isdecimal() or int(process_id) >= int(processes):
         raise ValueError(f"--process_id={process_id}: of {processes} processes; choose 0..{int(processes) - 1}")
     return {"coordinator_address": coordinator, "num_processes": int(processes), "process_id": int(process_id)}
-
-
-def together(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """A program's `main` for a run of several processes: one that fails unexpectedly leaves at once, so that the others hear of it;
-    JAX's own way out would wait for them."""
-
-    def run(argv: list[str]) -> int:
-        try:
-            return main(argv)
-        except Exception as error:
-            if not jax.distributed.is_initialized():
-                raise
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                print("error: a device call failed. If another process of this run has ended, its own output says why. "
-                      f"JAX says: {str(error).splitlines()[0]}", file=sys.stderr)
-            else:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
-
-    return run
-
-
-def quiet() -> None:
-    """Leaves the screen to process 0; errors are told by all."""
-    if jax.process_index():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def prepare(devices: int | str = "auto", precision: str = "default", cache_dir: str | None = None) -> None:

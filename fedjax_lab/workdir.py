@@ -8,21 +8,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import platform as machine
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import numpy as np
 from etils import epath
 
 from fedjax_lab import config as configs
-from fedjax_lab import resume, tasks
+from fedjax_lab import guard, resume, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.data import manifest
 from fedjax_lab.engine import checkpoint, processes
@@ -57,7 +55,7 @@ class WorkDir:
         self._stack, self._checkpoints, self._terminated, self._last = contextlib.ExitStack(), None, False, time.monotonic()
         self._metrics = None
 
-    def __enter__(self) -> WorkDir:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             try:
                 self._open(stack)
@@ -73,20 +71,20 @@ class WorkDir:
             first = simulation.init(simulation.world, jax.random.key(0))  # says where everything belongs
             self.start = start._replace(state=checkpoint.place(start.state, jax.tree.map(_shape, first)))
         if not start or not finished(self._prepared.config, start):
-            stack.enter_context(_on_sigterm(self._terminate))
+            stack.enter_context(guard.on_sigterm(self._terminate))
 
     def _claim(self, stack: contextlib.ExitStack, start: Progress | None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_alone(self.path))
+        stack.enter_context(guard.alone(self.path))
         if start:
             resume.same_data(self.path, self._prepared.population)
             restore(self.path, start)
         if not start or not finished(self._prepared.config, start):
             describe(self.path, self._prepared)
-            stack.enter_context(contextlib.suppress(OSError))  # closing tries once more what a full disk refused
             if "://" not in str(self.path):  # a bucket cannot append
-                self._metrics = stack.enter_context((self.path / "metrics.jsonl").open("a" if start else "w"))
-            _set_aside(self.path / "checkpoint", start)
+                self._metrics = (self.path / "metrics.jsonl").open("a" if start else "w")
+                stack.callback(_close, self._metrics)
+            checkpoint.set_aside(self.path / "checkpoint", start.clock if start else -1)
 
     def keep(self, now: Progress) -> None:
         """Writes the rows that are new, and a checkpoint when one is due; with the last one the curves."""
@@ -155,39 +153,6 @@ class WorkDir:
             raise OSError(f"{self.path}: cannot be written any more ({why}); what was written before is kept, and the same command goes on") from error
 
 
-@contextlib.contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Keeps other processes out, where the file system can; the lock ends with the process."""
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # no such locks here, or no local folder
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):  # nor perhaps here
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"--workdir={folder}: another process is writing there") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _on_sigterm(act: Callable[..., None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, act)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
 def describe(folder: epath.Path, prepared: Prepared) -> None:
     """Writes what is known of a run before its first round, config.json first: with it the folder is a run."""
     config, population = prepared.config, prepared.population
@@ -198,9 +163,14 @@ def describe(folder: epath.Path, prepared: Prepared) -> None:
         "facts": {k: v for k, v in population.manifest.items() if k in ("users", "items", "tokens")},
         "plan": dict(prepared.simulation.plan), "versions": versions(), "command": sys.argv,
     }
-    _write(folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
-    _write(folder / "run.flags", "\n".join(configs.flags(config)) + "\n")
-    _write(folder / "partition.json", manifest.text(population.manifest))
+    guard.write(folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+    guard.write(folder / "run.flags", "\n".join(configs.flags(config)) + "\n")
+    guard.write(folder / "partition.json", manifest.text(population.manifest))
+
+
+def _close(file: Any) -> None:
+    with contextlib.suppress(OSError):  # it tries once more what a full disk refused
+        file.close()
 
 
 def _shape(x: Any) -> Any:
@@ -212,23 +182,7 @@ def restore(path: str | epath.Path, start: Progress) -> None:
     """Brings metrics.jsonl to the rows of a checkpoint: what a crash left behind it goes, what is lost comes back."""
     file, text = epath.Path(path) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in start.history)
     if not file.exists() or file.read_text() != text:
-        _write(file, text)
-
-
-def _write(file: epath.Path, text: str) -> None:
-    """A whole file or none."""
-    part = file.parent / f".{file.name}.tmp"
-    part.write_text(text)
-    part.replace(file)
-
-
-def _set_aside(checkpoints: epath.Path, start: Progress | None) -> None:
-    """Checkpoints that were passed over step out of the way of those to come."""
-    for old in checkpoints.iterdir() if checkpoints.exists() else ():
-        if old.name.isdigit() and (start is None or int(old.name) > start.clock):
-            aside = checkpoints / f"{old.name}.damaged"
-            aside.rmtree(missing_ok=True)
-            old.rename(aside)
+        guard.write(file, text)
 
 
 def open_folder(path: str) -> epath.Path:

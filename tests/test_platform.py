@@ -4,6 +4,7 @@ from __future__ import annotations
 import jax
 import pytest
 
+from experiments import screen
 from fedjax_lab import platform
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
@@ -85,6 +86,6 @@ def test_cpu_devices_follow_the_flag_then_the_environment_then_the_cores(monkeyp
 
 
 def test_a_program_alone_keeps_its_status_and_its_errors():
-    assert platform.together(lambda argv: len(argv))(["a", "b"]) == 2
+    assert screen.together(lambda argv: len(argv))(["a", "b"]) == 2
     with pytest.raises(KeyError):
-        platform.together(lambda argv: {}["missing"])([])
+        screen.together(lambda argv: {}["missing"])([])

@@ -73,10 +73,19 @@ def newest(folder: epath.Path, *groups: str) -> Saved | None:
         elif name.isdigit():
             try:
                 return _read(folder / name, groups)
-            except Exception as error:  # whatever orbax makes of broken files
+            except Exception as error:  # noqa: BLE001 (whatever orbax makes of broken files)
                 why = (str(error) or type(error).__name__).split("\n")[0][:100]
                 warnings.warn(f"{folder / name} is damaged and passed over ({why})", stacklevel=2)
     return None
+
+
+def set_aside(folder: epath.Path, clock: int) -> None:
+    """Checkpoints after this round, which were passed over, step out of the way of those to come."""
+    for old in folder.iterdir() if folder.exists() else ():
+        if old.name.isdigit() and int(old.name) > clock:
+            aside = folder / f"{old.name}.damaged"
+            aside.rmtree(missing_ok=True)
+            old.rename(aside)
 
 
 def _read(path: epath.Path, groups: tuple[str, ...]) -> Saved:

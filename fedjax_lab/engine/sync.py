@@ -311,8 +311,7 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             rows, memory = out.row
             wires.append(_scatter(table, at.rows, memory))
             seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
-            trace = meshes.constrain(out.stacked._replace(fields={}, keep=()), meshes.replicated(at.lay.mesh))  # means in one order
-            traces.append((everyone, at, jax.tree.map(at.lay.collect, trace)))
+            traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
         clients = _scatter(clients, seats[everyone].rows, rows)
     return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), **draw.metrics}
 
@@ -357,7 +356,8 @@ def _report(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchang
     for _, at, trace in traces:
         heard = jnp.maximum(jnp.sum(at.cohort.mask), 1)
         for name, value in trace.metrics.items():
-            mean = jnp.sum(jnp.where(at.cohort.mask, value, 0)) / heard
+            summands = meshes.constrain(jnp.where(at.cohort.mask, value, 0), meshes.replicated(at.lay.mesh))  # added in one order
+            mean = jnp.sum(summands) / heard
             metrics[name] = jnp.where(at.active, mean, metrics[name]) if name in metrics else mean
     drawn = seats[False].cohort
     who = {"ids": drawn.ids, "mask": seats[False].started, "heard": drawn.mask}

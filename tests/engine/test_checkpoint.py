@@ -16,7 +16,6 @@ from fedjax_lab.engine import checkpoint, mesh, sync
 from fedjax_lab.parts.cohorts.markov import markov
 from fedjax_lab.parts.wires.topk import topk
 
-
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}  # compiles faster, runs longer
 
 

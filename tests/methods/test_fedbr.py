@@ -4,7 +4,6 @@ import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problem
 import pytest
 from test_fedimpro import CLASSIFIER, end, flat
 
