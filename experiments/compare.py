@@ -40,8 +40,8 @@ def define() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs from flags; 0 when done, 2 for a request that is not valid."""
-    return screen.answer(argv, _compare)
+    """Runs from flags; 0 when done, 1 when the folder cannot be written, 2 for a request that is not valid."""
+    return series.answer(argv, _compare)
 
 
 def _compare() -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -80,6 +81,19 @@ def pairs(flag: str, items: Sequence[str], form: str = "key=value") -> list[tupl
     return [(key, value) for key, _, value in split]
 
 
+def answer(argv: list[str], work: Callable[[], int]) -> int:
+    """The exit status: as of screen.answer, and 1 where the folder cannot be written any more."""
+
+    def guarded() -> int:
+        try:
+            return work()
+        except OSError as error:
+            print(f"error: {error}; what was written before is kept, and the same command goes on", file=sys.stderr)
+            return 1
+
+    return screen.answer(argv, guarded)
+
+
 def folder(default: str) -> epath.Path:
     """The folder of the series, made if need be.
 
@@ -112,19 +126,21 @@ def train(cells: Sequence[Cell], path: epath.Path) -> dict[str, dict[int, list[d
     Raises:
       ValueError: a configuration is not valid, or the folder holds a run of the same name and another configuration.
     """
-    from fedjax_lab import many
+    from fedjax_lab import guard, many
 
     at_once, found = number("at_once", spec.Count, None), there(cells, path)
     missing = [cell for cell in cells if cell.name not in found]
     if found:
         print(f"{path}: {len(found)} of {len(cells)} runs are there", flush=True)
-    configs = [cell.config for cell in missing]
-    for at, prepared, trained in many.each(configs, at_once=at_once, report=functools.partial(print, flush=True)):
-        cell = missing[at]
-        write(path / cell.name, prepared, trained)
-        if trained.broken:
-            print(f"{cell.label}, seed {cell.config.seed}: {trained.broken}", flush=True)
-        found[cell.name] = [] if trained.broken else trained.history
+    path.mkdir(parents=True, exist_ok=True)
+    with guard.alone(path):
+        report = functools.partial(print, flush=True)
+        for at, prepared, trained in many.each([cell.config for cell in missing], at_once=at_once, report=report):
+            cell = missing[at]
+            write(path / cell.name, prepared, trained)
+            if trained.broken:
+                print(f"{cell.label}, seed {cell.config.seed}: {trained.broken}", flush=True)
+            found[cell.name] = [] if trained.broken else trained.history
     results: dict[str, dict[int, list]] = {}
     for cell in cells:
         results.setdefault(cell.label, {})[cell.config.seed] = found[cell.name]
@@ -224,4 +240,4 @@ def settings(config: Config) -> str:
     return ", ".join([config.task, f"{config.rounds} rounds", *(f"{k} {v}" for k, v in shown.items())])
 
 
-__all__ = ["Cell", "conclude", "define", "folder", "label", "metric", "number", "pairs", "seeds", "settings", "there", "train"]
+__all__ = ["Cell", "answer", "conclude", "define", "folder", "label", "metric", "number", "pairs", "seeds", "settings", "there", "train"]

@@ -253,11 +253,9 @@ def read(config: Config, record: Record, seconds: float) -> Trained:
     """The rows of one run from its records [E, ...]."""
     now = run.Progress(())
     for at, count in enumerate(_counts(config)):
-        clock = now.clock + count
-        piece = jax.tree.map(lambda x, at=at: x[at], record)
+        elapsed, piece = seconds * (now.clock + count) / config.rounds, jax.tree.map(lambda x, at=at: x[at], record)
         try:
-            run._check_finite(piece, now.clock, count)
-            now = run._add(config, now._replace(clock=clock, seconds=seconds * clock / config.rounds), piece, count)
+            now = run.advance(config, now._replace(seconds=elapsed), piece, count)
         except run.Diverged as error:
             return Trained(config, list(now.history), str(error))
         if run.finished(config, now):

@@ -19,7 +19,7 @@ from fedjax_lab import config as configs
 from fedjax_lab import platform, registry, spec, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.engine import processes
-from fedjax_lab.types import Method, Population, Simulation, State, Task, Tree
+from fedjax_lab.types import Method, Population, Record, Simulation, State, Task, Tree
 
 
 class Diverged(RuntimeError):
@@ -269,8 +269,7 @@ def rounds(prepared: Prepared, start: Progress | None = None) -> Iterator[Progre
             origin = end - now.seconds
         else:
             limit = max(1, int(count * config.max_segment_seconds / (end - begin)))
-        _check_finite(record, now.clock, count)
-        now = _add(config, now._replace(state=state, clock=now.clock + count, seconds=end - origin), record, count)
+        now = advance(config, now._replace(state=state, seconds=end - origin), record, count)
         yield now
         if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
             raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
@@ -288,13 +287,18 @@ def _distance(config: Config, clock: int) -> int:
     return int(min(config.eval_every - clock % config.eval_every, every - clock % every, config.rounds - clock))
 
 
-def _add(config: Config, now: Progress, record, count: int) -> Progress:
-    """The progress with the reports of `count` more rounds, and a row where an evaluation is due."""
+def advance(config: Config, now: Progress, record: Record, count: int) -> Progress:
+    """The progress after `count` more rounds, from their reports, with a row where an evaluation is due.
+
+    Raises:
+      Diverged: see `train`.
+    """
+    _check_finite(record, now.clock, count)
     reports = {k: v[:count] for k, v in record.rounds.items()}
     up, down = (sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way)) for way in ("bytes_up", "bytes_down"))
     add = functools.partial(functools.reduce, operator.add)  # one by one: the cut of the rounds must not show
     sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1}
-    now = now._replace(bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, sums=sums)
+    now = now._replace(clock=now.clock + count, bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, sums=sums)
     if now.row or now.clock % config.eval_every and now.clock < config.rounds:
         return now
     row = _row(now, record.evaluation)

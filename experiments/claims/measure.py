@@ -50,8 +50,9 @@ def train(cells: Sequence[Config], clients: tuple[Task, Population], metric: Met
 def _probed(cell: Config, task: Task, population: Population, metric: Metric) -> list[Row]:
     """The evaluations of one run with what the metric's probe finds, none if it broke off."""
     prepared = run.prepare(cell, task=task, population=population)
+    find = metric.probe(prepared)
     try:
-        return [{**now.row, **metric.probe(prepared, now.state, now.clock)} for now in run.rounds(prepared) if now.row]
+        return [{**now.row, **find(now.state, now.clock)} for now in run.rounds(prepared) if now.row]
     except run.Diverged:
         return []
 

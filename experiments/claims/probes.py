@@ -1,6 +1,8 @@
 """What evaluations do not say of a run."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +11,25 @@ from fedjax_lab.run import Prepared
 from fedjax_lab.types import ClientData, State, View
 
 
-def head_agreement(prepared: Prepared, state: State, clock: int) -> dict[str, float]:
+def head_agreement(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
     """{"head_agreement": the mean cosine between the head's changes of any two clients, all of them trained from the present model}."""
     people, phase = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), prepared.method.exchanges[-1]
-    clock, unlimited = jnp.int32(clock), jnp.int32(np.iinfo(np.int32).max)
+    unlimited = jnp.int32(np.iinfo(np.int32).max)
     capacity = [int(np.max(stream.size)) for stream in (people.train, people.test)]
 
-    def change(client, row):
+    def change(people, state, clock, client, row):
         train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
         data = ClientData(client, clock, train, test, people.counts[client], unlimited)
         result = phase.local(jax.random.fold_in(state.key, client), phase.broadcast(state.server, client, clock), row, data)
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(result.upload["model"]["head"])])
 
-    heads = np.asarray(jax.jit(jax.vmap(change))(jnp.arange(people.clients), state.clients), np.float64)
-    return {"head_agreement": agreement(heads)}
+    changes = jax.jit(jax.vmap(change, in_axes=(None, None, None, 0, 0)))
+
+    def find(state: State, clock: int) -> dict[str, float]:
+        heads = changes(people, state, jnp.int32(clock), jnp.arange(people.clients), state.clients)
+        return {"head_agreement": agreement(np.asarray(heads, np.float64))}
+
+    return find
 
 
 def agreement(rows: np.ndarray) -> float:

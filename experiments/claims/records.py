@@ -63,14 +63,14 @@ class Metric(NamedTuple):
     value: (evaluations) -> number, infinite for what was not reached within the rounds.
     higher: whether more is better.
     in_rounds: it counts rounds: a baseline that did not get there is taken to get there in the last round.
-    probe: (prepared, state, round) -> more columns of the evaluation after that round, for what evaluations do not say.
+    probe: (prepared) -> (state, round) -> more columns of the evaluation after that round, for what evaluations do not say.
     """
 
     name: str
     value: Callable[[Sequence[Row]], float]
     higher: bool
     in_rounds: bool = False
-    probe: Callable[[Prepared, State, int], Mapping[str, float]] | None = None
+    probe: Callable[[Prepared], Callable[[State, int], Mapping[str, float]]] | None = None
 
     @property
     def worst(self) -> float:

@@ -62,6 +62,8 @@ def build(task: Task, method: Method, population: Population, participation: Par
     """
     if elsewhere.get("streamed") or elsewhere.get("client_state", "device") != "device":
         raise ValueError("many runs at once need --population=device and --client_state=device")
+    if jax.process_count() > 1 or mesh.shape[meshes.MODEL] > 1:
+        raise ValueError("many runs at once need one process and --model_devices=1: each device trains whole runs")
     one = Mesh(mesh.devices.reshape(-1, 1)[:1], (meshes.CLIENTS, meshes.MODEL), axis_types=(AxisType.Auto,) * 2)
     many = Mesh(mesh.devices.flat[:runs], (RUNS,), axis_types=(AxisType.Auto,))
     s = sync.setting(task, method, population, participation, one, chunk, lanes, length, eval_batch)

@@ -176,13 +176,12 @@ class Table:
     def __init__(self, clients: int, like: Tree, where: str):
         if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) for x in jax.tree.leaves(like)):
             raise ValueError(f"client_state={where}: the method's rows hold random keys; choose device")
-        self._shapes = jax.tree.map(lambda x: ((clients, *x.shape[1:]), x.dtype), like)
-        self._clients, self._where = clients, where
-        self._leaf = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], tuple)
+        self._like, self._clients, self._where = like, clients, where
 
     def new(self) -> Rows:
         """The table before the first round."""
-        return Rows(jax.tree.map(lambda x: self._blank(*x), self._shapes, is_leaf=self._leaf), self._blank((self._clients,), bool))
+        rows = jax.tree.map(lambda x: self._blank((self._clients, *x.shape[1:]), x.dtype), self._like)
+        return Rows(rows, self._blank((self._clients,), bool))
 
     def _blank(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         if self._where == "disk" and np.prod(shape):

@@ -333,12 +333,14 @@ def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: ja
     allowance = jnp.where(draw.share < 1, jnp.minimum(fewer, draw.allowance), draw.allowance)
     steps = jnp.where(mask, jnp.minimum(own, allowance), -1)
     order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present), num_keys=3)
-    lost, _, ids, mask, size, steps, allowance, present = order
+    lost, _, ids, mask, size, steps, allowance, present = meshes.constrain(order, meshes.replicated(lay.mesh))
     heard = ~lost
     cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock)
     dealt = lay.deal(ids)
     slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
-    return Seats(lay, cohort, mask, slots, jnp.where(slots.heard, s.row(world, dealt), s.clients))
+    rows = jnp.where(slots.heard, s.row(world, dealt), s.clients)
+    slots, rows = meshes.constrain((slots, rows), meshes.replicated(lay.mesh))  # else the compiler cuts them, and sends them around to gather by
+    return Seats(lay, cohort, mask, slots, rows)
 
 
 def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:

@@ -24,9 +24,9 @@ AXES = {"round": "round", "megabytes": "MB up and down", "virtual_time": "virtua
 def words(metric: str) -> str:
     """Which model a column of metrics.jsonl is about, on which data, in words."""
     prefixes = {"test_": "global model, central test set", "client_test_": "global model, clients' test sets",
-                "personal_client_test_": "personal models, clients' test sets", "train_": "clients' training, mean over the cohort"}
+                "personal_client_test_": "personal models, clients' test sets"}
     prefix = next((p for p in prefixes if metric.startswith(p)), "")
-    return f"{prefixes.get(prefix, 'every run')}: {metric.removeprefix(prefix).replace('_', ' ')}"
+    return f"{prefixes.get(prefix, 'the run')}: {metric.removeprefix(prefix).replace('_', ' ')}"
 
 
 def higher_is_better(metric: str) -> bool:

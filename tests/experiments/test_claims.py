@@ -304,7 +304,7 @@ def test_agreement_of_heads_is_the_mean_cosine_of_every_pair(backend):
     probed = Metric("agreement", lambda rows: rows[-1]["head_agreement"], True, probe=probes.head_agreement)
     rows, = measure.train([cell], (prepared.task, prepared.population), probed)
     assert [row["round"] for row in rows] == [0, 2] and probed.value(rows) == pytest.approx(np.mean(pairs), abs=1e-4)
-    assert probes.head_agreement(prepared, state, clock)["head_agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
+    assert probes.head_agreement(prepared)(state, clock)["head_agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [

@@ -54,11 +54,16 @@ def floats(name):
     return many.typed(name, FULL | off)
 
 
+def factory_of(name):
+    return registry.catalog("method")[name]
+
+
 @pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in SHOWN else pytest.mark.full) for m in METHODS])
 def test_a_run_among_many_is_the_run_alone(name):
     off, said = floats(name), []
     default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}
-    cells = [configs.make({**SMALL, "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
+    whole = {"cohort": SMALL["clients"]} if "participation" in factory_of(name).info.refuses else {}
+    cells = [configs.make({**SMALL, **whole, "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
     results = {at: trained for at, _, trained in many.each(cells, report=said.append)}
     assert any("side by side" in line for line in said)
     assert [results[at].config for at in range(3)] == cells and not any(results[at].broken for at in range(3))

@@ -294,6 +294,7 @@ def test_refused_data(prepared, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*is half-written")
 @pytest.mark.parametrize("what, until", [("row", 6), ("checkpoint", 4)])
 def test_a_full_disk_loses_nothing(prepared, whole, tmp_path, what, until):
     stopped(tmp_path, prepared, 3)

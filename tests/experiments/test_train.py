@@ -80,9 +80,16 @@ EFFECTS = {
     "data_seed": ("1", lambda a, b: differ(partition_of(a), partition_of(b)) or same(a.rows[0]["test_loss"], b.rows[0]["test_loss"])),
     "chunk": ("2", lambda a, b: same((plan_of(a)["chunk"], plan_of(b)["chunk"]), (1, 2)) or close(a, b)),
     "devices": ("2", lambda a, b: same((plan_of(a)["devices"], plan_of(b)["devices"]), (1, 2)) or same(a.rows, b.rows)),
+    "wire_up": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_up")], column(b, "bytes_up")) or same(column(a, "bytes_down"), column(b, "bytes_down"))),
+    "wire_down": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_down")], column(b, "bytes_down")) or same(column(a, "bytes_up"), column(b, "bytes_up"))),
+    "aggregator": ("median", lambda a, b: differ(a.rows[1:], b.rows[1:])),
+    "server": ("adam:lr=0.01", lambda a, b: differ(a.rows[1:], b.rows[1:])),
+    "augment": ("noise:0.5", lambda a, b: differ(a.rows[1:], b.rows[1:]) or same(a.rows[0]["test_loss"], b.rows[0]["test_loss"])),
+    "population": ("disk", lambda a, b: same((plan_of(a)["population"], plan_of(b)["population"]), ("device", "streamed")) or same(a.rows, b.rows)),
+    "client_state": ("host", lambda a, b: same((plan_of(a)["client_state"], plan_of(b)["client_state"]), ("device", "host")) or same(a.rows, b.rows)),
     "lanes": ("16", lambda a, b: same((plan_of(a)["lanes"], plan_of(b)["lanes"]), (8, 16)) or close(a, b)),
 }
-APART = {"partition_file", "precision", "data_dir", "cache_dir", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_resume.py
+APART = {"partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_resume.py, test_model_axis.py, test_statistics.py
 
 
 def test_every_flag_is_tested():
@@ -187,7 +194,7 @@ REFUSED = {
     "choice": ("--precision=double", "--precision", "'double'", "bfloat16"),
     "chunk": ("--chunk=0", "--chunk", "'0'", "auto"),
     "devices": ("--devices=3", "devices=3", "power of two"),
-    "too many devices": ("--devices=1024", "devices=1024", "choose 1.."),
+    "too many devices": ("--devices=1024", "devices=1024", "choose 1, 2"),
     "lanes": ("--lanes=3", "lanes=3", "power of two"),
     "cohort": ("--cohort=9", "--cohort=9", "8 clients", "1..8"),
     "participation": ("--participation=unifrm", "--participation=unifrm", "poisson", "did you mean 'uniform'"),

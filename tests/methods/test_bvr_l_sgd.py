@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import bench
 import numpy as np
 from test_fedamd import gradients
@@ -14,7 +16,7 @@ def test_one_step_is_gradient_descent_along_the_gradient_of_all():
 
 def test_v_is_the_gradient_of_the_mean_objective_and_one_worker_a_round_finds_its_optimum():
     seen = bench.history(bench.make("bvr-l-sgd", stage=4, lr=0.1), segments=(1,) * 6 + (300,), cohort=1)
-    for (before, _), (after, record) in zip(seen[:5], seen[1:], strict=False):
+    for (before, _), (after, record) in itertools.pairwise(seen[:6]):
         x = before.server.params["x"]
         np.testing.assert_allclose(after.server.v["x"], gradients(x).mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(after.server.previous["x"], x)

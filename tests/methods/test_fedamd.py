@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def gradients(x):
@@ -27,7 +30,7 @@ def test_in_turn_with_everybody_and_one_step_it_is_gradient_descent_in_every_sec
 def test_v_is_the_mean_of_the_anchors_which_only_anchors_renew():
     seen = bench.history(bench.make("fedamd", p=0.5), segments=(1,) * 6)
     both = 0
-    for (before, _), (after, record) in zip(seen, seen[1:], strict=False):
+    for (before, _), (after, record) in itertools.pairwise(seen):
         np.testing.assert_allclose(after.server.v["x"], after.clients["x"].mean(0), rtol=1e-5, atol=1e-6)
         here, down, up = (record.rounds[k][0] for k in ("ids", "bytes_down", "bytes_up"))
         anchors = here[down == 12 + 1 + 1]  # the model, one bit in place of v, and the role
@@ -42,13 +45,13 @@ def test_v_is_the_mean_of_the_anchors_which_only_anchors_renew():
     assert both
 
 
-def test_coins_fall_as_often_as_p_says():
-    for p in (0.0, 0.3, 1.0):
-        method = bench.make("fedamd", p=p)
-        server = method.init_server(jax.random.key(1), {"x": jnp.ones(3)}, None)
-        roles = jax.vmap(jax.vmap(lambda i, t: method.exchanges[1].broadcast(server, i, t)["mining"], (0, None)), (None, 0))
-        share = 1 - np.mean(roles(jnp.arange(50), jnp.arange(40)))
-        assert abs(share - p) <= 3 * np.sqrt(p * (1 - p) / 2000)
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_coins_fall_as_often_as_p_says(p):
+    method = bench.make("fedamd", p=p)
+    server = method.init_server(jax.random.key(1), {"x": jnp.ones(3)}, None)
+    roles = jax.vmap(jax.vmap(lambda i, t: method.exchanges[1].broadcast(server, i, t)["mining"], (0, None)), (None, 0))
+    share = 1 - np.mean(roles(jnp.arange(50), jnp.arange(40)))
+    assert abs(share - p) <= 3 * np.sqrt(p * (1 - p) / 2000)
 
 
 def test_it_reaches_the_optimum_with_half_of_the_clients_and_unequal_steps():

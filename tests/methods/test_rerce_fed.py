@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import bench
 import jax
@@ -100,7 +101,7 @@ def test_the_absent_rest_in_one_and_go_on_in_the_other():
     runs = {name: history(name, 3, (1,) * 4) for name in ALL[:2]}
     for name, seen in runs.items():
         np.testing.assert_allclose(seen[0][0].clients.w, w, rtol=1e-9)  # the start
-        for (before, _), (after, record) in zip(seen, seen[1:], strict=False):
+        for (before, _), (after, record) in itertools.pairwise(seen):
             drawn, absent = record.rounds["ids"][0], np.setdiff1d(np.arange(6), record.rounds["ids"][0])
             old, s = before.clients, before.server.params["w"]
             if name == "rerce-fed":

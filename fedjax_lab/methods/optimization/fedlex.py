@@ -80,7 +80,7 @@ def explore(key: Key, task: Task, x: Tree, data: ClientData, work: Work, wanted:
     return loop(plan, start, step)[0]
 
 
-@method(family="optimization", paper=PAPER, year=2024, stateful=True, refuses={"server": "its server step is part of the method"})
+@method(family="optimization", paper=PAPER, year=2024, refuses={"server": "its server step is part of the method"})
 def fedlex(task: Task, work: Work, *, scouts: Share = 1.0, cap: Count = 150, patience: Count = 40, warm: bool = True,
            scale: Literal["range", "iqr"] = "range", guidance: Literal["fixed", "cohort"] = "fixed",
            mask_on: Literal["gradient", "update", "nothing"] = "gradient", beta: Share = 0.9, server_lr: Positive = 1.0,
@@ -149,7 +149,7 @@ def before(method: Method, scout: Any, conclude: Any, task: Task, work: Work, wa
     """The exchanges with everyone at the start of round 0: (1), (2), and G told to all where it stays."""
     once = {"everyone": True, "when": lambda key, clock: clock == 0, "up": {}}
     average = method.phase(**once, broadcast=lambda server, id, clock: {"model": server.params}, local=_rowed(local_sgd(task, work._replace(epochs=1, local_steps=0))), down={},
-                           serve=lambda key, server, aggregate, cohort: server._replace(params=tree.add(server.params, aggregate["model"])))
+                           serve=lambda key, server, aggregate, cohort: server._replace(params=tree.add(server.params, aggregate["model"])))  # (1)
     search = method.phase(**once, local=scout, serve=conclude, down={"scouts": known()},
                           broadcast=lambda server, id, clock: {"model": server.params, "scouts": server.scouts})
     tell = method.phase(**once, broadcast=lambda server, id, clock: {"G": server.G}, down={},
