@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_lab import registry
 from fedjax_lab.data.quadratic import quadratic_task
 from fedjax_lab.engine import mesh, sync
-from fedjax_lab.types import ClientData, Draw, Method, Participation, Population, Stream, View
+from fedjax_lab.types import Aux, ClientData, Draw, Method, Participation, Population, Stream, Task, View
 
 DIM = 3
 TASK = quadratic_task(DIM, start=1.0)
@@ -32,6 +32,29 @@ def population(sizes: tuple[int, ...] = (4, 1, 3, 6, 2, 5), spread: float = 2.0,
     o = (spread * rng.normal(size=(len(size), DIM)))[owner] + (not alike) * 0.5 * rng.normal(size=a.shape)
     train = Stream({"a": a.astype(np.float32), "o": o.astype(np.float32)}, (np.cumsum(size) - size).astype(np.int32), size)
     return Population(train, train, np.zeros((len(size), 0), np.float32))
+
+
+@functools.cache
+def split() -> Task:
+    """A linear map of rows o to features and a linear head."""
+
+    def features(params, batch, key=None):
+        return jnp.tanh(batch["o"] @ params["body"])
+
+    def head(params, z):
+        return z @ params["head"]
+
+    def values(outputs, batch):
+        return {"loss": (outputs - batch["a"].sum(-1)) ** 2}
+
+    def loss(params, batch, key):
+        each = values(head(params, features(params, batch)), batch)["loss"]
+        return jnp.where(batch["mask"], each, 0).sum() / jnp.maximum(batch["mask"].sum(), 1), Aux()
+
+    def init(key):
+        return {"body": jax.random.normal(key, (3, 4)), "head": jax.random.normal(key, (4,))}
+
+    return Task("split", init, lambda p, b, key=None: head(p, features(p, b)), loss, values, features, head)
 
 
 @functools.cache

@@ -1,0 +1,106 @@
+"""Claims of the personalization and aggregation families, with the margins of their cards."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from experiments.claims.records import Claim, Margin, Metric, Row, Scenario, Side
+from experiments.claims.scenarios import Clients, digits
+from fedjax_lab import tasks
+from fedjax_lab.data import population, scenario, source, sources
+
+RATES = {"lr": (0.0316, 0.1, 0.316)}
+LOCAL = {"epochs": 2, "batch_size": 20}
+
+
+def _mine(rows: Sequence[Row]) -> float:
+    """Accuracy on the clients' own test sets, mean over the clients: of the personal models where there are any, else of the global one."""
+    last = rows[-1]
+    return 100 * last.get("personal_client_test_accuracy_mean", last["client_test_accuracy_mean"])
+
+
+OWN = Metric("clients' mean test accuracy, of their personal models where there are any, %", _mine, True)
+GLOBAL = Metric("clients' mean test accuracy of the global model, %", lambda rows: 100 * rows[-1]["client_test_accuracy_mean"], True)
+
+
+def pooled(partition: str, train: int, test: int, clients: int = 20) -> Clients:
+    """MNIST pooled to 14x14, that many examples in all, an MLP 196-64-32-10; clients are tested by their own mix of labels."""
+
+    def make():
+        origin, rng = sources.load("mnist"), np.random.default_rng(8)
+        sides = []
+        for side, count in ((origin.train, train), (origin.test, test)):
+            at = np.sort(rng.permutation(len(side["y"]))[:count])
+            x = np.asarray(side["x"][at], np.float32).reshape(count, 14, 2, 14, 2, 1).mean((2, 4))
+            sides.append({"x": x if x.max() <= 1 else x / 255, "y": np.asarray(side["y"][at])})
+        small = source.make("mnist 14x14", *sides, origin.classes)
+        people = scenario.build(partition, small, key=jax.random.key(0), clients=clients)
+        example = {k: v[:1] for k, v in small.train.items()}
+        return tasks.build("mnist 14x14", "mlp", example, small.classes, {"widths": "64/32"}, small.manifest), people
+
+    return make
+
+
+def p20(rounds: int = 40, *, cohort: int = 20, partition: str = "dirichlet:0.1", train: int = 4000, **options) -> Scenario:
+    """P20: 4,000 examples of MNIST at 20 clients, Dirichlet(0.1)."""
+    text = f"P20 (MNIST 14x14, {train:,} examples, MLP 196-64-32-10, {partition}), {cohort} of 20 clients, {rounds} rounds"
+    return Scenario(text, {"cohort": cohort, "rounds": rounds, "eval_every": rounds}, {**LOCAL, **options}, pooled(partition, train, 2000))
+
+
+def against(name: str, points: float, over: str = "fedavg", where: Scenario | None = None, **options) -> Claim:
+    """A method against another on P20 by the clients' own accuracy."""
+    return Claim(f"{name}/p20" if over == "fedavg" else f"{name}/p20-{over}", Side(name, options, RATES), Side(over, {}, RATES), where or p20(), OWN,
+                 Margin("plus", points))
+
+
+def personal() -> list[Claim]:
+    envelope = p20(60)
+    envelope = envelope._replace(options={"batch_size": 20})
+    moreau = Side("pfedme", {"local_steps": 10, "lam": 15.0}, {**RATES, "personal_lr": (0.025, 0.05, 0.1)})
+    average = Side("fedavg", {"epochs": 2}, RATES)
+    rich, poor = (p20(40, partition="pathological:2", train=n) for n in (4000, 400))
+    return [
+        against("fedavgft", 5, finetune_epochs=2), against("ditto", 0, lam=0.1), against("ditto", 0, "local", lam=0.1),
+        against("fedper", 5), Claim("fedrep/p20-fedper", Side("fedrep", {"head_epochs": 2}, RATES), Side("fedper", {}, RATES), p20(), OWN, Margin("plus", -1)),
+        against("apfl", 5),
+        Claim("pfedme/p20", moreau, average, envelope, OWN, Margin("plus", 5)),
+        Claim("local/rich", Side("local", {}, RATES), Side("fedavg", {}, RATES), rich, OWN, Margin("plus", 0)),
+        Claim("local/poor", Side("fedavg", {}, RATES), Side("local", {}, RATES), poor._replace(text=poor.text + "; the method is FedAvg here"), OWN,
+              Margin("plus", 0)),
+    ]
+
+
+def clustered() -> list[Claim]:
+    text = "C4 (MNIST 14x14, MLP 196-64-32-10, 2,000 examples at 20 clients, in four groups rotated by 0, 90, 180 and 270 degrees), 20 of 20 clients, 60 rounds"
+    turned = Scenario(text, {"cohort": 20, "rounds": 60, "eval_every": 60}, {"local_steps": 10, "batch_size": "full"}, pooled("iid+rotation:4", 2000, 1000))
+    return [Claim("ifca/c4", Side("ifca", {"clusters": 4}, RATES), Side("fedavg", {}, RATES), turned, OWN, Margin("plus", 5))]
+
+
+def weighted() -> list[Claim]:
+    skewed = Scenario("MNIST 14x14, 3,000 examples, MLP 196-64-32-10, five clients with two digits each and one with all, 6 of 6 clients, 40 rounds",
+                      {"cohort": 6, "rounds": 40, "eval_every": 40}, {"epochs": 10, "batch_size": 64}, two_each(3000), reduced="CIFAR-10")
+    level = digits(40, options={"epochs": 10, "batch_size": 20}, every=40)
+    accuracy = Metric("final test accuracy, %", lambda rows: 100 * rows[-1]["test_accuracy"], True)
+    return [Claim("feddisco/niid2", Side("feddisco", {}, RATES), Side("fedavg", {}, RATES), skewed, accuracy, Margin("plus", 1.5)),
+            Claim("l-dawa/digits", Side("l-dawa", {}, RATES), Side("fedavg", {}, RATES), level, accuracy, Margin("plus", 0))]
+
+
+def two_each(examples: int) -> Clients:
+    """NIID-2: clients of equal size, five with two digits each that nobody else of them has, and one with all ten."""
+
+    def make():
+        task, people = pooled("iid", examples, 2000, clients=6)()
+        y, rng, size = people.train.examples["y"], np.random.default_rng(9), examples // 6
+        rows = [rng.permutation(np.flatnonzero((y == 2 * k) | (y == 2 * k + 1)))[:size] for k in range(5)]
+        rest = np.setdiff1d(np.arange(len(y)), np.concatenate(rows))
+        least = min(size, *(len(r) for r in rows))
+        owners = [*(r[:least] for r in rows), rng.permutation(rest)[:least]]
+        test = people.test.examples
+        return task, population.from_arrays(people.train.examples["x"], y, owners, test["x"], test["y"], key=jax.random.key(0))
+
+    return make
+
+
+CLAIMS = (*personal(), *clustered(), *weighted())
