@@ -41,6 +41,6 @@ def local_sgd(task: Task, work: Work, weighting: Weighting = "examples") -> Call
 
     def local(key, message, client, data):
         y = descend(batches(key, data, work), message["model"], gradient(task), work.optimizer)
-        return Result({"model": tree.sub(y.params, message["model"])}, weigh(weighting, data), metrics={"loss": y.loss})
+        return Result({"model": tree.sub(y.params, message["model"])}, weigh(weighting, data), client, metrics={"loss": y.loss})
 
     return local

@@ -24,6 +24,7 @@ from fedjax_lab import rules, tree
 from fedjax_lab.local import Work, batches, gradient
 from fedjax_lab.parts.clients import Weighting, mean_steps, weigh
 from fedjax_lab.parts.moving import moving, scaled, stepped
+from fedjax_lab.parts.once import once
 from fedjax_lab.parts.oracles.directions import descend_with, full_gradient, gradient_at
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -102,6 +103,4 @@ def drift_corrected(task: Task, work: Work, *, use_c: bool, use_vr: bool, beta: 
     method = stateful(local, serve, server, tree.zeros_like if use_c else None, sends, aggregate={"c": rules.total()}, steps=work.steps)
     if start == "zero":
         return method
-    ask = method.phase(local=first, broadcast=lambda server, id, clock: {"model": server.params}, aggregate={"first": rules.total()},
-                       serve=open_with, everyone=True, when=lambda key, clock: clock == 0)
-    return method._replace(phases=(ask, method.phase()))
+    return method._replace(phases=(once(method, first, serve=open_with, aggregate={"first": rules.total()}), method.phase()))

@@ -4,7 +4,8 @@ Everything else of an oracle is numpy, written from the paper's card.
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,15 @@ from fedjax_lab.types import Census, ClientData, Participation, Population, View
 
 
 class Turn(NamedTuple):
-    """One client's part in one round: batches[t] are rows of `population.train.examples`, as an int array; key is what `local` gets."""
+    """One client's part in one round: batches[t] are rows of `population.train.examples`, as an int array; key is what `local` gets.
+
+    again: (*purposes, **work) -> batches of another pass, ordered by the key at the end of these purposes, of other work.
+    """
 
     client: int
     batches: list[np.ndarray]
     key: jax.Array
+    again: Callable[..., list[np.ndarray]]
 
 
 def rounds(population: Population, participation: Participation, work: local.Work, root: jax.Array, count: int, phase: int = 0) -> list[list[Turn]]:
@@ -36,20 +41,42 @@ def rounds(population: Population, participation: Participation, work: local.Wor
 
 def turn(population: Population, work: local.Work, round_key: jax.Array, client: int, allowance: int, phase: int = 0) -> Turn:
     """The batches of one client in one round."""
-    key = keys.purpose(keys.purpose(keys.for_client(round_key, jnp.int32(client)), f"phase{phase}"), "local")
-    size = int(population.train.size[client])
-    view = View(population.train, jnp.int32(client), max(1, int(np.max(population.train.size))))
+    key = keys.for_client(round_key, jnp.int32(client))
+    return _turn(population, work, at(key, f"phase{phase}", "local"), client, allowance)
+
+
+def evaluation(population: Population, work: local.Work, root: jax.Array) -> list[Turn]:
+    """What every client may do for its own model when that is evaluated; its key is what `personal` gets."""
+    panel = [keys.for_client(keys.purpose(root, "personal"), jnp.int32(i)) for i in range(population.clients)]
+    return [_turn(population, work, key, i, np.iinfo(np.int32).max) for i, key in enumerate(panel)]
+
+
+def _turn(population: Population, work: local.Work, key: jax.Array, client: int, allowance: int) -> Turn:
+    size, first = int(population.train.size[client]), int(population.train.offset[client])
+    numbered = population.train._replace(examples={"row": jnp.arange(first, first + size)}, offset=0 * jnp.asarray(population.train.offset))
+    view = View(numbered, jnp.int32(client), max(1, int(np.max(population.train.size))))
     data = ClientData(jnp.int32(client), jnp.int32(0), view, view, jnp.zeros(0), jnp.int32(allowance))
-    first = int(population.train.offset[client])
-    numbered = view._replace(stream=population.train._replace(examples={"row": jnp.arange(first, first + size)}, offset=0 * jnp.asarray(population.train.offset)))
-    plan = local.batches(key, data._replace(train=numbered), work)
-    batches = []
-    for t in range(int(plan.steps)):
-        batch = plan.at(jnp.int32(t))
-        batches.append(np.asarray(batch["row"])[np.asarray(batch["mask"])])
-    return Turn(client, batches, key)
+
+    def again(*path, **changes):
+        plan = local.batches(at(key, *path), data, work._replace(**changes))
+        found = [plan.at(jnp.int32(t)) for t in range(int(plan.steps))]
+        return [np.asarray(batch["row"])[np.asarray(batch["mask"])] for batch in found]
+
+    return Turn(client, again(), key, again)
 
 
-def first_params(task, root: jax.Array):
-    """The parameters that the engine starts from."""
-    return task.init(keys.purpose(root, "params"))
+def at(key: jax.Array, *path: str | int) -> jax.Array:
+    """The key at the end of a path of purposes and numbers."""
+    for step in path:
+        key = keys.purpose(key, step) if isinstance(step, str) else jax.random.fold_in(key, step)
+    return key
+
+
+def drawn(kind: str, key: jax.Array, path: tuple[str | int, ...], *args: Any) -> np.ndarray:
+    """What `jax.random` draws of this kind from the key at the end of a path of purposes and numbers."""
+    return np.asarray(getattr(jax.random, kind)(at(key, *path), *args))
+
+
+def first_params(task, root: jax.Array, path: tuple[str | int, ...] = ("params",)):
+    """The parameters that the engine starts from, or others drawn from the key at the end of a path."""
+    return task.init(at(root, *path))

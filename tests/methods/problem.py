@@ -8,12 +8,14 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import plan
 from jax.flatten_util import ravel_pytree
 
+from fedjax_lab import models
 from fedjax_lab.data import quadratic
 from fedjax_lab.types import Aux, Population, Stream, Task
 
@@ -49,6 +51,26 @@ class Problem(NamedTuple):
         first = int(self.size[:client].sum())
         return np.arange(first, first + self.size[client])
 
+    def examples(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [B, 5] and labels [B] of the classifier."""
+        x, y = (self.population.train.examples[name] for name in "xy")
+        return x[rows].astype(np.float64), y[rows]
+
+    def tensors(self, y: np.ndarray) -> dict[str, np.ndarray]:
+        """The tensors that the flat y consists of, by name; `flat` undoes it."""
+        shapes = _shapes(self.task.init)
+        parts = np.split(y, np.cumsum([np.prod(shape, dtype=int) for shape in shapes.values()])[:-1])
+        return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+
+    def flat(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.ravel(tensors[name]) for name in sorted(tensors)])
+
+
+@functools.cache
+def _shapes(init: Callable) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+
 
 def classifier_task() -> Task:
     """x [B, 5] -> tanh [B, 4] -> logits [B, 3], with the cross entropy."""
@@ -79,6 +101,16 @@ def classifier_task() -> Task:
     return Task("tiny", init, apply, loss, metrics, features, head)
 
 
+class Normed(nn.Module):
+    """x [B, 5] -> batch normalization of 4 features -> tanh -> logits [B, 3]."""
+
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        z = nn.Dense(HIDDEN)(x)
+        z = nn.BatchNorm(use_running_average=not train, momentum=0.9)(z, mask=None if mask is None else mask[:, None])
+        return nn.Dense(CLASSES)(jnp.tanh(z))
+
+
 def _population(examples: dict[str, np.ndarray], counts: np.ndarray) -> Population:
     offset = np.concatenate([[0], np.cumsum(SIZES)[:-1]]).astype(np.int32)
     stream = Stream(examples, offset, SIZES.astype(np.int32))
@@ -87,14 +119,25 @@ def _population(examples: dict[str, np.ndarray], counts: np.ndarray) -> Populati
 
 @functools.cache
 def classifier() -> Problem:
-    """Label-skewed clients; gradients by jax.grad of the task's loss, one client's batch at a time, in float32."""
+    """Label-skewed clients."""
+    return _labeled(classifier_task())
+
+
+@functools.cache
+def normed() -> Problem:
+    """The classifier's clients, for a model with batch normalization in training mode."""
+    example = {"x": np.zeros((1, FEATURES), np.float32), "y": np.zeros(1, np.int32), "mask": np.ones(1, bool)}
+    return _labeled(models.classification("normed", Normed(), example), jax.random.key(0))
+
+
+def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
+    """Gradients by jax.grad of the task's loss, one client's batch at a time, in float32."""
     rng = np.random.default_rng(3)
     m, n = int(SIZES.sum()), len(SIZES)
     owner = np.repeat(np.arange(n), SIZES)
     y = np.array([rng.choice(CLASSES, p=np.roll([0.7, 0.2, 0.1], i)) for i in owner], np.int32)
     x = (rng.normal(size=(m, FEATURES)) + 1.2 * rng.normal(size=(CLASSES, FEATURES))[y]).astype(np.float32)
     counts = np.stack([np.bincount(y[owner == i], minlength=CLASSES) for i in range(n)])
-    task = classifier_task()
     first = plan.first_params(task, jax.random.key(ROOT))
     flat, unravel = ravel_pytree(first)
     width = int(SIZES.max())
@@ -104,7 +147,7 @@ def classifier() -> Problem:
         return {"x": x[at], "y": y[at], "mask": np.arange(width) < len(rows)}
 
     def scalar(v, b):
-        return task.loss(unravel(v), b, None)[0]
+        return task.loss(unravel(v), b, key)[0]
 
     def feature(v, b):
         return task.features(unravel(v), b)

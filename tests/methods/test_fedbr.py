@@ -9,6 +9,8 @@ from test_fedimpro import CLASSIFIER, end, flat
 
 from fedjax_lab import registry
 from fedjax_lab.methods.optimization import fedbr
+from fedjax_lab.parts.oracles.directions import cosine
+from fedjax_lab.types import Census
 
 
 def test_without_weights_it_is_fedavg():
@@ -43,7 +45,6 @@ def pieces(mode="mean", **options):
     """One local step of one client, by hand: (method, server, data)."""
     people = CLASSIFIER.population
     method = registry.make("fedbr", CLASSIFIER.task, lr=0.1, batch_size=4, local_steps=1, mode=mode, **options)
-    from fedjax_lab.types import Census
     example = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in people.train.examples.items()}
     server = method.init_server(jax.random.key(3), CLASSIFIER.task.init(jax.random.key(4)), Census(people.clients, people.train.size, 3, example))
     server = server._replace(pseudo=jax.random.normal(jax.random.key(5), server.pseudo.shape))
@@ -51,7 +52,9 @@ def pieces(mode="mean", **options):
 
 
 def test_each_player_moves_its_own():
-    message = lambda server: {"model": server.params, "projector": server.projector, "pseudo": server.pseudo}  # noqa: E731
+    def message(server):
+        return {"model": server.params, "projector": server.projector, "pseudo": server.pseudo}
+
     moved = {}
     for gamma in (0.0, 1.0):
         method, server, data = pieces(gamma=gamma, mu=0.0, lam=0.0)
@@ -63,18 +66,16 @@ def test_each_player_moves_its_own():
 
 def test_the_projector_lowers_what_the_model_raises():
     """D descends on mean log r, and so makes the contrastive loss -mean log r grow."""
-    from fedjax_lab.parts.oracles.directions import cosine
-
-    method, server, data = pieces(gamma=1.0, mu=0.0, lam=0.0)
+    _, server, data = pieces(gamma=1.0, mu=0.0, lam=0.0)
     plan = data.train.take(jnp.arange(4), jnp.ones(4, bool))
 
     def log_ratio(D):
         z_u, z_x = (CLASSIFIER.task.features(server.params, {**plan, "x": x}) for x in (server.pseudo, plan["x"]))
-        e1, e2, e3 = (fedbr._project(D, z) for z in (z_u, z_u, z_x))
+        e1, e2, e3 = (fedbr.project(D, z) for z in (z_u, z_u, z_x))
         np.testing.assert_allclose(cosine(e1, e2), 1, rtol=1e-5)
         return float(-jax.nn.softplus(2 * cosine(e1, e3) - 2 * cosine(e1, e2)).mean())
 
-    down = jax.grad(lambda D: -jax.nn.softplus(2 * cosine(fedbr._project(D, z_u), fedbr._project(D, z_x)) - 2.0).mean())
+    down = jax.grad(lambda D: -jax.nn.softplus(2 * cosine(fedbr.project(D, z_u), fedbr.project(D, z_x)) - 2.0).mean())
     z_u, z_x = (CLASSIFIER.task.features(server.params, {**plan, "x": x}) for x in (server.pseudo, plan["x"]))
     D = jax.tree.map(lambda d, g: d - 0.05 * g, server.projector, down(server.projector))
     assert log_ratio(D) < log_ratio(server.projector)

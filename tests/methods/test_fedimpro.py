@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import bench
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,6 @@ import problem
 import pytest
 
 from fedjax_lab import registry
-from fedjax_lab.engine import mesh, sync
 from fedjax_lab.parts import split
 from fedjax_lab.parts.cohorts.uniform import uniform
 
@@ -16,12 +17,11 @@ CLASSIFIER = problem.classifier()
 OPTIONS = {"lr": 0.2, "batch_size": 4, "epochs": 2}
 
 
-def end(name, rounds=3, **options):
+@functools.cache
+def end(name, rounds=3, cohort=4, **options):
     people = CLASSIFIER.population
     method = registry.make(name, CLASSIFIER.task, **{**OPTIONS, **options})
-    sim = sync.build(CLASSIFIER.task, method, people, uniform(people.clients, 4), mesh=mesh.make(1), length=rounds)
-    state = sim.init(sim.world, jax.random.key(1))
-    return sim.segment(sim.world, state, jnp.int32(0), jnp.int32(rounds))
+    return bench.run(method, people, rounds=rounds, cohort=uniform(people.clients, cohort), task=CLASSIFIER.task, seed=1)
 
 
 def flat(state):
@@ -57,27 +57,25 @@ def test_statistics_by_class_are_numpys():
 
 
 def test_pooled_statistics_are_those_of_the_union():
-    """Clients whose weights stand still and whose batches hold all they have: the pooled deviation is that of all their features."""
-    people = CLASSIFIER.population
-    state, _ = end("fedimpro", rounds=1, lr=1e-7, batch_size="full", epochs=1, statistics="pooled", sigma_max=100.0)
-    x = CLASSIFIER.task.init(jax.random.key(0))
-    del x
-    method = registry.make("fedimpro", CLASSIFIER.task, lr=1e-7, batch_size="full", epochs=1, statistics="pooled", sigma_max=100.0)
-    sim = sync.build(CLASSIFIER.task, method, people, uniform(people.clients, people.clients), mesh=mesh.make(1), length=1)
-    state = sim.init(sim.world, jax.random.key(1))
-    params = jax.device_get(state.server.params)
-    state, _ = sim.segment(sim.world, state, jnp.int32(0), jnp.int32(1))
-    z = np.asarray(CLASSIFIER.task.features(params, {k: jnp.asarray(v) for k, v in people.train.examples.items()}))
-    y = np.asarray(people.train.examples["y"])
-    owner = np.repeat(np.arange(people.clients), people.train.size)
+    """Clients whose weights stand still and whose batches hold all they have, one of them a single example."""
+    state, _ = end("fedimpro", rounds=1, cohort=7, lr=1e-7, batch_size="full", epochs=1, statistics="pooled", sigma_max=100.0)
+    z = np.asarray(CLASSIFIER.task.features(state.server.params, CLASSIFIER.population.train.examples))
     for c in range(problem.CLASSES):
-        counts = np.array([((owner == i) & (y == c)).sum() for i in range(people.clients)])
-        if (counts[counts > 0] > 1).all():
-            own = z[y == c]
-            n = [z[(owner == i) & (y == c)] for i in range(people.clients) if counts[i]]
-            second = sum(len(a) * (a.var(0, ddof=1) + a.mean(0) ** 2) for a in n) / len(own)
-            np.testing.assert_allclose(state.server.features.mean[c], own.mean(0), rtol=1e-3, atol=1e-4)
-            np.testing.assert_allclose(state.server.features.deviation[c], np.sqrt(second - own.mean(0) ** 2), rtol=1e-2, atol=1e-3)
+        own = z[CLASSIFIER.population.train.examples["y"] == c]
+        np.testing.assert_allclose(state.server.features.mean[c], own.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state.server.features.deviation[c], own.std(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("statistics", ["plain", "pooled"])
+def test_classes_that_nobody_has_stay(statistics):
+    people, single = CLASSIFIER.population, 2  # a client with one example
+    method = registry.make("fedimpro", CLASSIFIER.task, lr=0.0, statistics=statistics)
+    before = bench.start(method, people, CLASSIFIER.task).server.features
+    after = bench.run(method, people, rounds=1, cohort=bench.always(single), task=CLASSIFIER.task)[0].server.features
+    has = people.counts[single] > 0
+    np.testing.assert_array_equal(np.asarray(after.mean)[~has], np.asarray(before.mean)[~has])
+    np.testing.assert_allclose(np.asarray(after.deviation)[~has], 0.1, rtol=1e-6)
+    assert has.sum() == 1 and np.abs(np.asarray(after.mean)[has] - np.asarray(before.mean)[has]).min() > 0.01
 
 
 def test_deviations_are_capped_and_noise_is_added():
@@ -91,4 +89,5 @@ def test_what_it_needs():
     with pytest.raises(ValueError, match="'fedimpro' needs a model with features and a head"):
         bench.make("fedimpro")
     with pytest.raises(ValueError, match="'fedimpro' needs one class per example"):
-        bench.start(bench.make("fedimpro", __import__("test_moon").split()), task=__import__("test_moon").split())
+        people = CLASSIFIER.population._replace(counts=np.zeros((7, 0), np.float32))
+        bench.start(bench.make("fedimpro", CLASSIFIER.task), people, CLASSIFIER.task)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lab import registry
+from fedjax_lab import local, registry
 from fedjax_lab.methods.optimization import fedlex
+from fedjax_lab.parts.oracles.patient import descend_patiently
 
 FEW = {"cap": 3, "patience": 3}
 
@@ -40,42 +41,41 @@ def test_guidance_is_the_mean_squared_change_of_the_scouts():
     steps = np.stack([0.05 * (a * (1 - o))[owner == i].mean(0) for i in range(6)])  # every client starts at one
     V = (steps**2).mean(0)
     state, _ = bench.run(bench.make("fedlex", warm=False, cap=1, patience=1), people, rounds=1)
-    np.testing.assert_allclose(state.server.G["x"], (V - V.min()) / (V.max() - V.min()), rtol=1e-4)
+    np.testing.assert_allclose(state.server.server.G["x"], (V - V.min()) / (V.max() - V.min()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("mask_on", ["gradient", "update"])
 def test_where_guidance_is_zero_nothing_moves(mask_on):
     method = bench.make("fedlex", warm=False, mask_on=mask_on, **FEW)
-    first = bench.start(method).server.params["x"]
-    state, _ = bench.run(method, rounds=3)
-    still = np.asarray(state.server.G["x"]) == 0
-    assert still.any() and (np.asarray(state.server.params["x"] == first) == still).all()
+    first = bench.start(method).server.server.params["x"]
+    end = bench.run(method, rounds=3)[0].server.server
+    still = np.asarray(end.G["x"]) == 0
+    assert still.any() and (np.asarray(end.params["x"] == first) == still).all()
 
 
-def test_only_the_scouts_explore():
-    method = bench.make("fedlex", scouts=0.5, warm=False, **FEW)
-    state, record = bench.run(method, rounds=1)
-    assert state.server.scouts.sum() == 3
-    patient, hasty = (bench.run(bench.make("fedlex", warm=False, cap=40, patience=p), rounds=1)[0].server.G["x"] for p in (40, 1))
-    assert np.isfinite(patient).all() and np.isfinite(hasty).all()
+@pytest.mark.parametrize("share, count", [(0.0, 1), (0.5, 3), (1.0, 6)])
+def test_so_many_are_scouts(share, count):
+    assert bench.start(bench.make("fedlex", scouts=share)).server.server.scouts.sum() == count
 
 
 def test_a_scout_stops_when_its_patience_ends():
     """A rate at which the loss grows: a patient scout goes on, a hasty one stops after its second epoch."""
-    task, people = bench.TASK, bench.population()
-    work = registry.training(lr=5.0, batch_size="full")
-    data, x = bench.client(people, 3), {"x": jnp.ones(bench.DIM)}
-    found = [fedlex.explore(jax.random.key(0), task, x, data, work, jnp.asarray(True), 8, p)["x"] for p in (1, 2, 8)]
-    two, three, eight = (fedlex.explore(jax.random.key(0), task, x, data, work, jnp.asarray(True), n, n)["x"] for n in (2, 3, 8))
-    np.testing.assert_allclose(found, [two, three, eight], rtol=1e-6)
+    data, x = bench.client(bench.population(), 3), {"x": jnp.ones(bench.DIM)}
+
+    def explored(epochs, patience):
+        work = registry.training(lr=5.0, batch_size="full", epochs=epochs)
+        plan = local.batches(jax.random.key(0), data, work)
+        return descend_patiently(plan, x, local.gradient(bench.TASK), work.optimizer, epochs, patience)["x"]
+
+    found = [explored(8, patience) for patience in (1, 2, 8)]
+    np.testing.assert_allclose(found, [explored(n, n) for n in (2, 3, 8)], rtol=1e-6)
     assert not np.allclose(found[0], found[2])
-    np.testing.assert_array_equal(fedlex.explore(jax.random.key(0), task, x, data, work, jnp.asarray(False), 8, 8)["x"], x["x"])
 
 
 def test_the_cohorts_guidance_is_of_its_own_scouts():
     state, _ = bench.run(bench.make("fedlex", guidance="cohort", warm=False, cap=1), rounds=1, cohort=bench.always(1, 4))
     V = np.asarray(state.clients["x"])[[1, 4]].mean(0)
-    np.testing.assert_allclose(state.server.G["x"], (V - V.min()) / (V.max() - V.min()), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.server.server.G["x"], (V - V.min()) / (V.max() - V.min()), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="guidance=cohort needs the scouts of every client: scouts=0.5"):
         bench.make("fedlex", guidance="cohort", scouts=0.5)
 

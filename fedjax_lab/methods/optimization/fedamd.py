@@ -26,6 +26,7 @@ from fedjax_lab import keys, rules, tree
 from fedjax_lab.local import Work, batches
 from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.moving import scaled, stepped
+from fedjax_lab.parts.once import once
 from fedjax_lab.parts.oracles.directions import full_gradient, full_loss_and_gradient
 from fedjax_lab.parts.oracles.recursive import recursive
 from fedjax_lab.parts.wires.half import unless_zero
@@ -90,7 +91,5 @@ def fedamd(task: Task, work: Work, *, p: Literal["sequential"] | Share = 0.2, se
         init_server=lambda key, params, census: Anchored(params, tree.zeros_like(params), jax.random.bits(key, dtype=jnp.uint32)),
         init_client=lambda key, params, facts: tree.zeros_like(params),
     )
-    ask = method.phase(local=first, broadcast=lambda server, client, clock: {"model": server.params}, up={}, down={},
-                       serve=lambda key, server, aggregate, cohort: refresh(server, aggregate, cohort), everyone=True,
-                       when=lambda key, clock: clock == 0)
+    ask = once(method, first, serve=lambda key, server, aggregate, cohort: refresh(server, aggregate, cohort), aggregate=method.aggregate)
     return method._replace(phases=(ask, method.phase()))

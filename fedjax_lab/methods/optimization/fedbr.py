@@ -5,7 +5,7 @@ Guo, Tang, Lin, "FedBR: Improving Federated Learning on Heterogeneous Data via L
     (1)  U, |U| = B: each item the mean of `mixed` random examples of one random client, gathered once
          mixture: in each step U is (u + x) / 2 with the batch's examples x, and q below is (1 / C + onehot(y)) / 2
     (2)  r = e^{tau1 s(D(phi(u)), D(phi_g(u)))} / (e^{tau1 s(D(phi(u)), D(phi_g(u)))} + e^{tau2 s(D(phi(u)), D(phi(x)))}),
-         s the cosine, phi the features of y, phi_g those of x^t, u and x paired row by row
+         s the cosine, 0 for D = 0; phi the features of y, phi_g those of x^t; u and x paired row by row
     (3)  D <- D - lr gamma grad_D mean log r                                 features constant
     (4)  y <- y - lr grad[CE(b) + lam CE(head(phi(U)), q) - mu mean log r]   D constant, the one of (3); q = 1 / C
     (5)  x^{t+1} and D are the plain means of the clients' models and projectors
@@ -13,25 +13,29 @@ Guo, Tang, Lin, "FedBR: Improving Federated Learning on Heterogeneous Data via L
 Keeps: D's step leaves the model alone, and the model's step leaves D alone; at the first step s(D(phi(u)), D(phi_g(u))) = 1.
 Reduces to: FedAvg (uniform) with mu = lam = 0.
 Departs: mixture blends the pseudo-samples of (1), where the paper takes images of another data set. phi_g runs in evaluation mode.
+Examples and clients in (1) are drawn with replacement. In a batch smaller than U the other rows of U count in CE alone, as they are.
 """
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lab import keys, rules, tree
+from fedjax_lab import keys, tree
 from fedjax_lab.local import Work, batches
 from fedjax_lab.parts import split
 from fedjax_lab.parts.clients import Weighting, weigh
+from fedjax_lab.parts.once import tell
 from fedjax_lab.parts.oracles.directions import cosine, descend_with
+from fedjax_lab.parts.pseudo import blank, gathered
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known, rows_unless_zero
+from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive
-from fedjax_lab.types import Census, Method, Result, Task, Tree
+from fedjax_lab.types import Batch, Census, Key, Method, Result, Task, Tree
 
 PAPER = "FedBR: Improving Federated Learning on Heterogeneous Data via Local Learning Bias Reduction"
 DEPTH = 3  # layers of the projector
@@ -46,16 +50,25 @@ class Fair(NamedTuple):
     pseudo: jax.Array
 
 
-def _projector(key, features: int) -> list[tuple[jax.Array, jax.Array]]:
-    widths = [features] + [2 * features] * DEPTH
-    return [(jax.random.normal(jax.random.fold_in(key, i), (a, b)) * np.sqrt(2 / a), jnp.zeros(b)) for i, (a, b) in enumerate(zip(widths, widths[1:]))]
+def projector(key: Key, features: int) -> list[tuple[jax.Array, jax.Array]]:
+    """D at the start: linear layers of twice the width, with ReLUs between, by He's initialization."""
+    widths = itertools.pairwise([features] + [2 * features] * DEPTH)
+    return [(jax.random.normal(jax.random.fold_in(key, i), (a, b)) * (2 / a) ** 0.5, jnp.zeros(b)) for i, (a, b) in enumerate(widths)]
 
 
-def _project(layers, z: jax.Array) -> jax.Array:
+def project(D: Tree, z: jax.Array) -> jax.Array:
+    """D(z), [B, 2 F]."""
     z = z.reshape(z.shape[0], -1)
-    for i, (w, b) in enumerate(layers):
+    for i, (w, b) in enumerate(D):
         z = (jax.nn.relu(z) if i else z) @ w + b
     return z
+
+
+def blended(batch: Batch, u: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u and q [C] of the mixture, halfway to the batch's examples, q by rows."""
+    mask, classes = batch["mask"], q.shape[0]
+    near = jnp.where(mask.reshape(-1, *[1] * (u.ndim - 1)), (u + batch["x"]) / 2, u)
+    return near, jnp.where(mask[:, None], (q + jax.nn.one_hot(batch["y"], classes)) / 2, q)
 
 
 @method(family="optimization", paper=PAPER, year=2023, plain_sgd="which is the projector's too")
@@ -76,70 +89,44 @@ def fedbr(task: Task, work: Work, *, mu: NonNegative = 0.5, lam: NonNegative = 1
 
     def init_server(key, params, census: Census):
         split.demand_classes("fedbr", task, census)
-        if not jnp.issubdtype(census.example["x"].dtype, jnp.floating):
-            raise ValueError(f"'fedbr' needs inputs that can be averaged; those of task '{task.name}' are {census.example['x'].dtype}")
-        longest = max(1, int(np.max(census.size)))
-        rows = longest if work.batch_size == "full" else min(work.batch_size, longest)
-        there = jnp.asarray(np.flatnonzero(census.size), jnp.int32)
-        owners = there[jax.random.randint(keys.purpose(key, "owners"), (rows,), 0, there.shape[0])]
+        owners, nothing = blank("fedbr", keys.purpose(key, "owners"), task, census, work.batch_size)  # (1)
         features = int(np.prod(split.feature_shape(task, params, census)))
-        return Fair(params, _projector(keys.purpose(key, "projector"), features), owners, census.batch(rows)["x"])
-
-    def give(key, message, client, data):
-        def item(key, mine):
-            positions = jax.random.randint(key, (mixed,), 0, jnp.maximum(data.size, 1))
-            x = data.train.take(positions, jnp.ones(mixed, bool))["x"]
-            return jnp.where(mine, jnp.mean(x, 0), 0)
-
-        mine = message["owners"] == data.id
-        return Result({"pseudo": jax.vmap(item)(jax.random.split(key, mine.shape[0]), mine)}, 1.0)  # (1)
+        return Fair(params, projector(keys.purpose(key, "projector"), features), owners, nothing)
 
     def local(key, message, client, data):
-        x, plan, pseudo = message["model"], batches(key, data, work), message["pseudo"]
+        x, D, U = message["model"], message["projector"], message["pseudo"]
+        classes = data.counts.shape[0]
 
         def direction(key, y, D, batch):
-            outputs = jax.eval_shape(task.apply, y, batch)
-            classes, mask = outputs.shape[-1], batch["mask"]
-            u, q = pseudo, jnp.full(classes, 1 / classes)
+            u, q = U, jnp.full(classes, 1 / classes)
             if mode == "mixture":
-                u = jnp.where(mask.reshape(-1, *[1] * (u.ndim - 1)), (u + batch["x"]) / 2, u)
-                q = jnp.where(mask[:, None], (q + jax.nn.one_hot(batch["y"], classes)) / 2, q)
-            unlabelled = {**batch, "x": u, "mask": jnp.ones_like(mask)}
-            anchor = task.features(x, unlabelled)
+                u, q = blended(batch, u, q)
+            pseudo = {**batch, "x": u, "mask": jnp.ones(u.shape[0], bool)}
+            anchor = task.features(x, pseudo)
+
+            def features(y):
+                return task.features(y, pseudo, key), task.features(y, batch, key)
 
             def log_ratio(D, z_u, z_x):
-                e1, e2, e3 = (_project(D, z) for z in (z_u, anchor, z_x))
+                e1, e2, e3 = (project(D, z) for z in (z_u, anchor, z_x))
                 each = -jax.nn.softplus(tau2 * cosine(e1, e3) - tau1 * cosine(e1, e2))  # (2)
-                return jnp.sum(jnp.where(mask, each, 0)) / jnp.maximum(jnp.sum(mask), 1)
+                return jnp.sum(jnp.where(batch["mask"], each, 0)) / jnp.maximum(jnp.sum(batch["mask"]), 1)
 
-            still = [jax.lax.stop_gradient(task.features(y, b, key)) for b in (unlabelled, batch)]
-            D = tree.axpy(-work.lr * gamma, jax.grad(log_ratio)(D, *still), D)  # (3)
+            D = tree.axpy(-work.lr * gamma, jax.grad(log_ratio)(D, *features(y)), D)  # (3)
 
             def loss(y):
-                real, aux = task.loss(y, batch, key)
-                z_u, z_x = (task.features(y, b, key) for b in (unlabelled, batch))
+                (real, aux), (z_u, z_x) = task.loss(y, batch, key), features(y)
                 uncertain = jnp.mean(split.label_free(task.head(y, z_u), q))
-                return real + lam * uncertain - mu * log_ratio(D, z_u, z_x), (real, aux)  # (4)
+                return real + lam * uncertain - mu * log_ratio(D, z_u, z_x), (real, aux)
 
-            (_, (real, aux)), v = jax.value_and_grad(loss, has_aux=True)(y)
+            (_, (real, aux)), v = jax.value_and_grad(loss, has_aux=True)(y)  # (4)
             return real, v, aux.stats, D
 
-        y, D, loss = descend_with(plan, x, message["projector"], direction, work.optimizer)
-        upload = {"model": tree.sub(y, x), "projector": tree.sub(D, message["projector"])}
-        return Result(upload, weigh(weighting, data), metrics={"loss": loss})
+        y, last, loss = descend_with(batches(key, data, work), x, D, direction, work.optimizer)
+        return Result({"model": tree.sub(y, x), "projector": tree.sub(last, D)}, weigh(weighting, data), metrics={"loss": loss})
 
     def serve(key, server, aggregate, cohort):
-        return server._replace(params=tree.add(server.params, aggregate["model"]),  # (5)
-                               projector=tree.add(server.projector, aggregate["projector"]))
+        return server._replace(params=tree.add(server.params, aggregate["model"]), projector=tree.add(server.projector, aggregate["projector"]))  # (5)
 
-    method = stateful(local, serve, None, sends=("projector", "pseudo"), init_server=init_server, down={"pseudo": known()}, steps=work.steps)
-    gather = method.phase(
-        local=give, broadcast=lambda server, client, clock: {"owners": server.owners}, everyone=True, when=lambda key, clock: clock == 0,
-        aggregate={"pseudo": rules.total()}, up={"pseudo": rows_unless_zero()}, down={},
-        serve=lambda key, server, aggregate, cohort: server._replace(pseudo=aggregate["pseudo"].astype(server.pseudo.dtype)),
-    )
-    tell = method.phase(  # U goes out once, to everybody
-        local=lambda key, message, client, data: Result({}, 0.0), broadcast=lambda server, client, clock: {"pseudo": server.pseudo},
-        down={}, serve=lambda key, server, aggregate, cohort: server, everyone=True, when=lambda key, clock: clock == 0,
-    )
-    return method._replace(phases=(gather, tell, method.phase()))
+    base = stateful(local, serve, None, sends=("projector", "pseudo"), init_server=init_server, down={"pseudo": known()}, steps=work.steps)
+    return base._replace(phases=(gathered(base, mixed), tell(base, "pseudo"), base.phase()))

@@ -2,16 +2,18 @@
 
 Tang, Zhang, Shi, He, Chen, Han, Chu, "FedImpro: Measuring and Improving Client Update in Federated Learning", ICLR 2024.
 
-    (1)  z' ~ N(mu_c, sigma_c^2) for labels c that cycle over all C classes, C (floor(B / C) + 1) of them, constants
-    (2)  y <- y - lr grad[CE(b) + w_r CE(head(z'))],  w_r = r / ramp in round r;   or (1 - w_r) CE(b) + w_r CE(head(z'))
+    (1)  z' ~ N(mu_c, sigma_c^2) for labels c that cycle over all C classes, C (floor(|b| / C) + 1) of them, constants
+    (2)  y <- y - lr grad[CE(b) + w_r CE(head(z'))],  w_r = r / ramp in round r;   or (1 - w_r) CE(b) + w_r CE(head(z')), w_r <= 1
     (3)  mu_c <- (1 - omega) mu_c + omega mean_c z,  sigma_c likewise, then min(sigma_c, sigma_max), for the classes of the batch
     (4)  x^{t+1} = sum_i n_i y_i / sum_i n_i
-    (5)  mu, sigma <- their plain means over S;   pooled: weighted by class counts, sigma^2 = E[sigma_i^2 + mu_i^2] - mu^2
+    (5)  mu, sigma <- their plain means over S;   pooled: of the union, where client i has n_i and S has n examples of the class,
+         mu = sum_i n_i mu_i / n,   sigma^2 = sum_i [(n_i - 1) sigma_i^2 + n_i (mu_i - mu)^2] / n
 
-Keeps: z' gives no gradient to the layers below the cut.
+Keeps: z' gives no gradient to the layers below the cut; pooled, a class that nobody in S has keeps its statistics.
 Reduces to: FedAvg with w_r = 0, which is round 0.
 Departs: the cut is between the model's features and its head. (3) takes the features of training mode at y before the step, and a
-deviation needs two examples of the class. The published code takes omega = min(1, F / n_c), which is 1 for wide cuts; so here.
+deviation needs two examples of the class; (5) does not cap it again. The published code takes omega = min(1, F / n_c), which is 1
+for wide cuts; so here.
 """
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ import jax.numpy as jnp
 from fedjax_lab import keys, tree
 from fedjax_lab.local import Work, batches
 from fedjax_lab.parts import split
-from fedjax_lab.parts.clients import Weighting, heard, weigh
+from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.oracles.directions import descend_with
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import NonNegative, Positive, Share
-from fedjax_lab.types import Method, Result, Task, Tree
+from fedjax_lab.types import Batch, Key, Method, Result, Task, Tree
 
 PAPER = "FedImpro: Measuring and Improving Client Update in Federated Learning"
 
@@ -47,6 +49,19 @@ class Shared(NamedTuple):
     features: Statistics
 
 
+def per_class(values: jax.Array, known: Statistics) -> jax.Array:
+    """Values [C], to broadcast against the statistics."""
+    return values.reshape(-1, *[1] * (known.mean.ndim - 1))
+
+
+def imagined(key: Key, known: Statistics, mask: jax.Array) -> tuple[jax.Array, Batch]:
+    """Features drawn beside a batch [B] with this mask, and their labels; more rows than that, masked, as the batch has padding."""
+    classes = known.mean.shape[0]
+    labels = jnp.arange(classes * (mask.shape[0] // classes + 1)) % classes
+    z = known.mean[labels] + known.deviation[labels] * jax.random.normal(key, known.mean[labels].shape)  # (1)
+    return z, {"y": labels, "mask": jnp.arange(labels.size) < classes * (jnp.sum(mask) // classes + 1)}
+
+
 @method(family="optimization", paper=PAPER, year=2024)
 def fedimpro(task: Task, work: Work, *, sigma_max: Positive = 0.1, ramp: Positive = 500.0, cap: bool = True,
              mix: Literal["added", "blended"] = "added", omega: Share = 1.0, statistics: Literal["plain", "pooled"] = "plain",
@@ -54,9 +69,9 @@ def fedimpro(task: Task, work: Work, *, sigma_max: Positive = 0.1, ramp: Positiv
     """FedAvg whose head also learns from features drawn from class statistics that all clients share.
 
     Args:
-      sigma_max: the largest deviation of drawn features, and the first.
+      sigma_max: the largest deviation that a client keeps, and the first.
       ramp: rounds until the drawn features weigh as much as the real ones.
-      cap: keep their weight at 1 from then on.
+      cap: keep their weight at 1 from then on; blended it never exceeds 1.
       mix: their loss is added to the real one, or takes its place in part.
       omega: share of a batch's statistics in the new ones.
       statistics: of the cohort, plainly averaged, or pooled by class counts.
@@ -71,36 +86,32 @@ def fedimpro(task: Task, work: Work, *, sigma_max: Positive = 0.1, ramp: Positiv
         return Shared(params, Statistics(mean, jnp.full_like(mean, sigma_max)))
 
     def local(key, message, client, data):
-        x, plan = message["model"], batches(key, data, work)
+        x, known = message["model"], Statistics(*message["features"])
         w = data.clock / ramp
         w = jnp.minimum(w, 1) if cap or mix == "blended" else w
 
         def direction(key, y, known, batch):
-            classes, rows = known.mean.shape[0], batch["mask"].shape[0]
-            labels = jnp.arange(classes * (rows // classes + 1)) % classes
-            drawn = known.mean[labels] + known.deviation[labels] * jax.random.normal(keys.purpose(key, "drawn"), known.mean[labels].shape)  # (1)
+            z, drawn = imagined(keys.purpose(key, "drawn"), known, batch["mask"])
 
             def loss(y):
                 real, aux = task.loss(y, batch, key)
-                other = jnp.mean(task.metrics(task.head(y, drawn), {"y": labels, "mask": jnp.ones(len(labels), bool)})["loss"])
+                each = task.metrics(task.head(y, z), drawn)["loss"]
+                other = jnp.sum(jnp.where(drawn["mask"], each, 0)) / jnp.sum(drawn["mask"])
                 return (real if mix == "added" else (1 - w) * real) + w * other, (real, aux)
 
             (_, (real, aux)), v = jax.value_and_grad(loss, has_aux=True)(y)  # (2)
             return real, v, aux.stats, renewed(known, task.features(y, batch, key), batch)
 
-        y, known, loss = descend_with(plan, x, Statistics(*message["features"]), direction, work.optimizer)
-        upload = {"model": tree.sub(y, x), "features": disturbed(key, known)}
-        weight = weigh("uniform", data)
-        if statistics == "pooled":
-            upload["features"] = upload["features"]._replace(deviation=upload["features"].deviation ** 2 + upload["features"].mean ** 2)
-            weight = data.counts.reshape(-1, *[1] * (known.mean.ndim - 1))
-        return Result(upload, {"model": weigh(weighting, data), "features": weight}, metrics={"loss": loss})
+        y, own, loss = descend_with(batches(key, data, work), x, known, direction, work.optimizer)
+        upload = {"model": tree.sub(y, x), "features": told(disturbed(key, own), known, data.counts)}
+        counted = per_class(data.counts, known) if statistics == "pooled" else weigh("uniform", data)
+        return Result(upload, {"model": weigh(weighting, data), "features": counted}, metrics={"loss": loss})
 
     def renewed(known, z, batch):
         flat = z.reshape(z.shape[0], -1)
         number, mean, deviation = split.by_class(flat, batch["y"], batch["mask"], known.mean.shape[0])
         mean, deviation = (s.reshape(known.mean.shape) for s in (mean, deviation))
-        there = number.reshape(-1, *[1] * (known.mean.ndim - 1))
+        there = per_class(number, known)
         mean = jnp.where(there > 0, (1 - omega) * known.mean + omega * mean, known.mean)  # (3)
         deviation = jnp.where(there > 1, (1 - omega) * known.deviation + omega * deviation, known.deviation)
         return Statistics(mean, jnp.minimum(deviation, sigma_max))
@@ -110,12 +121,19 @@ def fedimpro(task: Task, work: Work, *, sigma_max: Positive = 0.1, ramp: Positiv
             return known
         return Statistics(*(s + noise * jax.random.normal(keys.purpose(key, n), s.shape) for n, s in zip(Statistics._fields, known, strict=True)))
 
+    def told(own, known, counts):
+        """Changes, so that where nothing is heard nothing changes; pooled, of the deviation the mean square about the mean received."""
+        step = own.mean - known.mean
+        if statistics == "plain":
+            return Statistics(step, own.deviation - known.deviation)
+        return Statistics(step, per_class(1 - 1 / jnp.maximum(counts, 1), own) * own.deviation**2 + step**2)
+
     def serve(key, server, aggregate, cohort):
-        new = Statistics(*aggregate["features"])  # (5)
+        old, change = server.features, Statistics(*aggregate["features"])
+        deviation = old.deviation + change.deviation
         if statistics == "pooled":
-            seen = new.deviation > 0  # a class that nobody has keeps what it had
-            deviation = jnp.sqrt(jnp.maximum(new.deviation - new.mean**2, 0))
-            new = Statistics(jnp.where(seen, new.mean, server.features.mean), jnp.where(seen, deviation, server.features.deviation))
-        return Shared(tree.add(server.params, aggregate["model"]), tree.select(heard(cohort) > 0, new, server.features))  # (4)
+            there = jnp.any(change.deviation > 0, range(1, change.deviation.ndim), keepdims=True)
+            deviation = jnp.where(there, jnp.sqrt(jnp.maximum(change.deviation - change.mean**2, 0)), old.deviation)
+        return Shared(tree.add(server.params, aggregate["model"]), Statistics(old.mean + change.mean, deviation))  # (4), (5)
 
     return stateful(local, serve, None, sends=("features",), init_server=init_server, steps=work.steps)

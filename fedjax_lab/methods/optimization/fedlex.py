@@ -3,45 +3,48 @@
 "Federated Loss Exploration for Improved Convergence on Non-IID Data", IJCNN 2024.
 
 Before the first round, with all N clients:
-    (1)  w^0 = x^0 after one epoch of plain averaging
-    (2)  the scouts train from w^0 until `patience` epochs bring no lower loss, or for `cap` epochs: s_i
+    (1)  w^0 = x^0 after one epoch of plain averaging, weighted by p_i
+    (2)  the scouts train from w^0 until `patience` epochs in a row bring no lower loss, or for `cap` epochs: s_i
     (3)  V_l = mean_i (s_{i,l} - w^0_l)^2 entry by entry, for each tensor l
          G_l = (V_l - min V_l) / (max V_l - min V_l), or (V_l - median V_l) / IQR V_l cut to [0, 1]; 1 where that divides by zero
-In every round:
+In every round, from x = w^0:
     (4)  y <- y - optimizer(G * grad F(y; b)), or y - G * optimizer(grad F(y; b))             K_i steps from y = x^t
     (5)  m <- beta m + sum_i p_i (y_i - x^t)          x^{t+1} = x^t + server_lr m             p_i = n_i / sum_S n_j
     (6)  guidance=cohort: G of this round from the scouts of the clients drawn
 
 Keeps: every G_l has minimum 0 and maximum 1 by (max - min); where G = 0 plain SGD never moves a coordinate.
 Reduces to: FedAvgM with mask_on=nothing.
-Departs: the loss that patience watches is the training loss of an epoch. Under (6) the server has what the scouts sent before.
+Departs: the loss that patience watches is the training loss of an epoch, and s_i is the last iterate. Under (6) the server has what
+the scouts sent before.
 """
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_lab import tree
-from fedjax_lab.local import Work, batches, descend, gradient, loop, with_stats
+from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.clients import Weighting, local_sgd, weigh
-from fedjax_lab.parts.moving import moving, scaled, stepped
+from fedjax_lab.parts.once import once, tell
+from fedjax_lab.parts.oracles.patient import descend_patiently
+from fedjax_lab.parts.servers.optimizers import momentum
 from fedjax_lab.parts.states import stateful
+from fedjax_lab.parts.transforms.served import served
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Share
-from fedjax_lab.types import ClientData, Key, Method, Phase, Result, Task, Tree
+from fedjax_lab.types import Method, Result, Task, Tree
 
 PAPER = "Federated Loss Exploration for Improved Convergence on Non-IID Data"
 
 
 class Guided(NamedTuple):
-    """params: x.  m: the server's momentum.  G: the guidance.  scouts: bool [N], who explores."""
+    """params: x.  G: the guidance.  scouts: bool [N], who explores."""
 
     params: Tree
-    m: Tree
     G: Tree
     scouts: jax.Array
 
@@ -57,27 +60,6 @@ def guidance_of(V: Tree, scale: str) -> Tree:
         return jnp.where(high > low, inside, 1)
 
     return jax.tree.map(one, V)
-
-
-def explore(key: Key, task: Task, x: Tree, data: ClientData, work: Work, wanted: jax.Array, cap: int, patience: int) -> Tree:
-    """s_i of (2); x itself where not wanted."""
-    plan = batches(key, data._replace(allowance=jnp.int32(jnp.iinfo(jnp.int32).max)), work._replace(epochs=cap, local_steps=0))
-    plan = plan._replace(steps=jnp.where(wanted, plan.steps, 0))
-    per_epoch = jnp.maximum(plan.steps // cap, 1)
-
-    def step(t, key, batch, carry):
-        y, state, total, best, bad = carry
-        loss, v, stats = gradient(task)(key, y, batch)
-        update, new = work.optimizer.update(v, state, y)
-        going = bad < patience
-        y, state = tree.select(going, (with_stats(optax.apply_updates(y, update), stats), new), (y, state))
-        total, over = total + loss, (t + 1) % per_epoch == 0
-        bad = jnp.where(over & going, jnp.where(total < best, 0, bad + 1), bad)
-        return y, state, jnp.where(over, 0, total), jnp.where(over, jnp.minimum(best, total), best), bad
-
-    zero = 0 * jnp.sum(plan.steps)
-    start = (x, work.optimizer.init(x), 0.0 * zero, jnp.inf + zero, zero)
-    return loop(plan, start, step)[0]
 
 
 @method(family="optimization", paper=PAPER, year=2024, refuses={"server": "its server step is part of the method"})
@@ -99,68 +81,42 @@ def fedlex(task: Task, work: Work, *, scouts: Share = 1.0, cap: Count = 150, pat
       server_lr: step of the server along its momentum.
       weighting: clients count by their examples, or all alike.
     """
-    if guidance == "cohort" and scouts < 1:
+    fixed = guidance == "fixed"
+    if not fixed and scouts < 1:
         raise ValueError(f"'fedlex' guidance=cohort needs the scouts of every client: scouts={scouts}; choose scouts=1 or guidance=fixed")
 
     def init_server(key, params, census):
-        count = max(1, round(scouts * census.clients))
         order = jax.random.permutation(key, census.clients)
-        return Guided(params, tree.zeros_like(params), jax.tree.map(jnp.ones_like, params), order < count)
+        return Guided(params, jax.tree.map(jnp.ones_like, params), order < max(1, round(scouts * census.clients)))
 
     def scout(key, message, row, data):
-        mine, w = message["scouts"][data.id], message["model"]
-        s = explore(key, task, w, data, work, mine, cap, patience)
-        square = jax.tree.map(lambda a, b: (a - b) ** 2, s, w)  # (3)
-        return Result({"square": square}, mine.astype(jnp.float32), square if guidance == "cohort" else ())
+        w, mine = message["model"], message["scouts"][data.id]
+        plan = batches(key, data, work._replace(epochs=cap, local_steps=0))
+        plan = plan._replace(steps=jnp.where(mine, plan.steps, 0))
+        s = descend_patiently(plan, w, gradient(task), work.optimizer, cap, patience)  # (2)
+        square = jax.tree.map(lambda s, w: (s - w) ** 2, s, w)
+        return Result({"square": square}, mine * weigh("uniform", data), () if fixed else square)
 
     def remind(key, message, square, data):
         return Result({"square": square}, weigh("uniform", data), square)
 
-    def conclude(key, server, aggregate, cohort):
-        return server._replace(G=guidance_of(aggregate["square"], scale))
+    def guide(key, server, aggregate, cohort):
+        return server._replace(G=guidance_of(aggregate["square"], scale))  # (3)
 
     def local(key, message, row, data):
-        x, G, slope = message["model"], message["G"], gradient(task)
-
-        def masked(key, y, batch):
-            loss, v, stats = slope(key, y, batch)
-            return loss, jax.tree.map(jnp.multiply, G, moving(v)), stats
-
-        optimizer = optax.chain(work.optimizer, _times(G)) if mask_on == "update" else work.optimizer
-        y = descend(batches(key, data, work), x, masked if mask_on == "gradient" else slope, optimizer)  # (4)
+        x, G = message["model"], message["G"]
+        times = optax.stateless(lambda v, params: jax.tree.map(jnp.multiply, G, v))
+        chain = {"gradient": (times, work.optimizer), "update": (work.optimizer, times), "nothing": (work.optimizer,)}[mask_on]
+        y = descend(batches(key, data, work), x, gradient(task), optax.chain(*chain))  # (4)
         return Result({"model": tree.sub(y.params, x)}, weigh(weighting, data), row, metrics={"loss": y.loss})
 
-    def serve(key, server, aggregate, cohort):
-        m = tree.axpy(beta, scaled(1.0, server.m), aggregate["model"])
-        return server._replace(params=stepped(server_lr, m, server.params), m=moving(m))  # (5)
+    def advance(key, server, aggregate, cohort):
+        return server._replace(params=tree.add(server.params, aggregate["model"]))
 
-    def client(x):
-        return tree.zeros_like(x) if guidance == "cohort" else ()
-
-    method = stateful(local, serve, None, client, ("G",), init_server=init_server, steps=work.steps,
-                      down={"G": known()} if guidance == "fixed" else {})
-    return method._replace(phases=(*before(method, scout, conclude, task, work, warm, guidance),
-                                   *([method.phase(local=remind, broadcast=lambda server, id, clock: {}, up={"square": known()}, down={},
-                                                   serve=conclude)] if guidance == "cohort" else []),
-                                   method.phase()))
-
-
-def before(method: Method, scout: Any, conclude: Any, task: Task, work: Work, warm: bool, guidance: str) -> list[Phase]:
-    """The exchanges with everyone at the start of round 0: (1), (2), and G told to all where it stays."""
-    once = {"everyone": True, "when": lambda key, clock: clock == 0, "up": {}}
-    average = method.phase(**once, broadcast=lambda server, id, clock: {"model": server.params}, local=_rowed(local_sgd(task, work._replace(epochs=1, local_steps=0))), down={},
-                           serve=lambda key, server, aggregate, cohort: server._replace(params=tree.add(server.params, aggregate["model"])))  # (1)
-    search = method.phase(**once, local=scout, serve=conclude, down={"scouts": known()},
-                          broadcast=lambda server, id, clock: {"model": server.params, "scouts": server.scouts})
-    tell = method.phase(**once, broadcast=lambda server, id, clock: {"G": server.G}, down={},
-                        local=lambda key, message, row, data: Result({}, 0.0, row), serve=lambda key, server, aggregate, cohort: server)
-    return [*([average] if warm else []), search, *([tell] if guidance == "fixed" else [])]
-
-
-def _rowed(local: Any) -> Any:
-    """A stateless client function that keeps its row."""
-    return lambda key, message, row, data: local(key, message, row, data)._replace(client=row)
-
-
-def _times(G: Tree) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, G, updates))
+    base = stateful(local, advance, None, None if fixed else tree.zeros_like, ("G",), init_server=init_server, steps=work.steps,
+                    down={"G": known()} if fixed else {})
+    average = once(base, local_sgd(task, work._replace(epochs=1, local_steps=0), weighting), serve=advance)  # (1)
+    search = once(base, scout, ("model", "scouts"), serve=guide, down={"scouts": known()})
+    again = base.phase(local=remind, broadcast=lambda server, id, clock: {}, up={"square": known()}, down={}, serve=guide)  # (6)
+    phases = (average,) * warm + (search, tell(base, "G") if fixed else again, base.phase())
+    return served(base._replace(phases=phases), momentum(lr=server_lr, beta=beta))  # (5)

@@ -19,7 +19,8 @@ downlink up again. The loss may be that of any task that is quadratic in the par
 """
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +29,17 @@ from jax.flatten_util import ravel_pytree
 from fedjax_lab import tree
 from fedjax_lab.local import Work
 from fedjax_lab.parts.clients import heard, mass, weigh
+from fedjax_lab.parts.once import once, unchanged
 from fedjax_lab.parts.solvers.quadratic import quadratic
+from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
-from fedjax_lab.types import Method, Result, Stacked, Task, Tree
+from fedjax_lab.types import ClientData, Key, Method, Result, Stacked, Task, Tree
 
 CARD = {"family": "optimization", "paper": "Noise-Robust and Resource-Efficient ADMM-based Federated Learning", "year": 2025, "stateful": True,
         "refuses": {"server": "its model is the mean of all that is stored"}}
-ONCE = {"everyone": True, "when": lambda key, clock: clock == 0, "down": {"like": known()},  # the structure of the model, at no cost
-        "broadcast": lambda server, client, clock: {"like": server.params}}
+LIKE = {"sends": ("params",), "down": {"params": known()}}  # the structure of the model, at no cost
 
 
 class Local(NamedTuple):
@@ -67,25 +69,22 @@ class Cached(NamedTuple):
     members: jax.Array
 
 
-def _blank(key, params, facts) -> Local:
-    flat = ravel_pytree(params)[0]
-    return Local(0 * flat, jnp.zeros((flat.size, flat.size), flat.dtype), 0 * flat)
+def _method(local: Callable, serve: Callable, server: Callable, **more: Any) -> Method:
+    """What both have alike: blank rows at first, one step of a client with examples, and w_k as its own model."""
+
+    def blank(params):
+        flat = ravel_pytree(params)[0]
+        return Local(0 * flat, jnp.zeros((flat.size, flat.size), flat.dtype), 0 * flat)
+
+    more["personal"] = lambda key, server, row, data: ravel_pytree(server.params)[1](row.w)
+    return stateful(local, serve, server, blank, steps=lambda size: jnp.minimum(size, 1), **more)
 
 
-def _opened(name, key, task, params, data, rho, weight) -> Local:
-    """The row at the start (2)."""
-    f = quadratic(name, key, task, params, data)
-    scale = weight * data.size  # (1): J_k is a sum where F_k is a mean
-    inverse = jnp.linalg.inv(scale * f.hessian + rho * jnp.eye(f.linear.size, dtype=f.linear.dtype))
-    return Local(inverse @ (scale * f.linear), rho * inverse, 0 * f.linear)
-
-
-def _loss(key, task, params, data) -> dict[str, jax.Array]:
-    return {"loss": task.loss(params, data.train.whole(), key)[0]}
-
-
-def _own(key, server, row, data) -> Tree:
-    return ravel_pytree(server.params)[1](row.w)
+def _opened(name: str, key: Key, task: Task, params: Tree, data: ClientData, rho: Any, weight: Any) -> Local:
+    """The row at the start (2), with J_k as in (1): a sum where F_k is a mean."""
+    f = quadratic(name, key, task, params, data)  # (1)
+    nothing = jnp.zeros_like(f.linear)
+    return Local(f.proximal(weight * data.size, rho, nothing), f.pull(weight * data.size, rho), nothing)
 
 
 @method(**CARD)
@@ -98,23 +97,20 @@ def rerce_fed(task: Task, work: Work, *, rho: Positive = 1.0, weight: Positive =
     """
 
     def start(key, message, row, data):
-        return Result({}, 0.0, _opened("rerce-fed", key, task, message["like"], data, rho, weight))
+        return Result({}, 0.0, _opened("rerce-fed", key, task, message["params"], data, rho, weight))
 
     def local(key, message, row, data):
         s, shape = ravel_pytree(message["model"])
         w = jnp.where(data.clock == 0, row.w, row.drawn(s))  # (3)
-        return Result({"model": shape(w)}, weigh("uniform", data), row._replace(w=w), metrics=_loss(key, task, shape(w), data))
+        loss = task.loss(shape(w), data.train.whole(), key)[0]
+        return Result({"model": shape(w)}, weigh("uniform", data), row._replace(w=w), metrics={"loss": loss})
 
     def serve(key, server, aggregate, cohort):
         return tree.select(heard(cohort) > 0, Pair(aggregate["model"], server.params), server)
 
-    method = Method(
-        local, init_server=lambda key, params, census: Pair(*[tree.zeros_like(params)] * 2), init_client=_blank, serve=serve, personal=_own,
-        broadcast=lambda server, client, clock: {"model": tree.sub(tree.scale(2, server.params), server.previous)},
-        steps=lambda size: jnp.minimum(size, 1), deploy=lambda server: server.params,
-    )
-    begin = method.phase(local=start, **ONCE, serve=lambda key, server, aggregate, cohort: server)
-    return method._replace(phases=(begin, method.phase()))
+    base = _method(local, serve, lambda params, census: Pair(*[tree.zeros_like(params)] * 2),
+                   broadcast=lambda server, client, clock: {"model": tree.sub(tree.scale(2, server.params), server.previous)})
+    return base._replace(phases=(once(base, start, **LIKE), base.phase()))
 
 
 @method(**CARD)
@@ -127,14 +123,14 @@ def rerce_fed_clu(task: Task, work: Work, *, rho: Positive = 1.0, weight: Positi
     """
 
     def start(key, message, row, data):
-        row = _opened("rerce-fed-clu", key, task, message["like"], data, rho, weight)
-        return Result({"model": ravel_pytree(message["like"])[1](2 * row.w)}, weigh("uniform", data), row)
+        row, shape = _opened("rerce-fed-clu", key, task, message["params"], data, rho, weight), ravel_pytree(message["params"])[1]
+        return Result({"model": shape(2 * row.w)}, weigh("uniform", data), row)
 
     def local(key, message, row, data):
-        received, shape = ravel_pytree(message["model"])
+        received, shape = ravel_pytree(message["model"])  # (4)
         w = row.drawn(received)  # (5)
-        upload = {"model": shape(2 * w - row.w)}
-        return Result(upload, weigh("uniform", data), row._replace(w=w, received=received), metrics=_loss(key, task, shape(w), data))  # (4)
+        upload, loss = {"model": shape(2 * w - row.w)}, task.loss(shape(w), data.train.whole(), key)[0]
+        return Result(upload, weigh("uniform", data), row._replace(w=w, received=received), metrics={"loss": loss})
 
     def go_on(key, message, row, data):
         return Result({}, 0.0, row._replace(w=jnp.where(data.present, row.w, row.drawn(row.received))))  # (5)
@@ -144,17 +140,11 @@ def rerce_fed_clu(task: Task, work: Work, *, rho: Positive = 1.0, weight: Positi
         cache = jax.tree.map(lambda c, new: c.at[at].set(new, mode="drop"), server.cache, aggregate["model"])
         return server._replace(params=jax.tree.map(lambda c: jnp.sum(c, 0) / server.members, cache), cache=cache)  # (6)
 
-    def init_server(key, params, census):
+    def server(params, census):
         cache = jax.tree.map(lambda x: jnp.zeros((census.clients, *x.shape), x.dtype), params)
         return Cached(tree.zeros_like(params), cache, mass("uniform", census))
 
-    method = Method(
-        local, init_server=init_server, init_client=_blank, broadcast=lambda server, client, clock: {"model": server.params}, serve=serve,
-        aggregate={"model": Stacked(lambda stack, weights, cohort: stack)}, steps=lambda size: jnp.minimum(size, 1),
-        deploy=lambda server: server.params, personal=_own,
-    )
-    begin = method.phase(local=start, **ONCE)
-    exchange = method.phase(when=lambda key, clock: clock > 0)
-    rest = exchange._replace(local=go_on, broadcast=lambda server, client, clock: {}, serve=lambda key, server, aggregate, cohort: server,
-                             everyone=True)
-    return method._replace(phases=(begin, exchange, rest))
+    base = _method(local, serve, server, aggregate={"model": Stacked(lambda stack, weights, cohort: stack)})
+    exchange = base.phase(when=lambda key, clock: clock > 0)
+    rest = exchange._replace(local=go_on, broadcast=lambda server, client, clock: {}, serve=unchanged, everyone=True)
+    return base._replace(phases=(once(base, start, serve=serve, aggregate=base.aggregate, **LIKE), exchange, rest))

@@ -101,9 +101,10 @@ def _one_pass(key: Key, data: ClientData, work: Work, wanted: Any) -> tuple[Batc
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Row by row, [B]; zero where a row is zero."""
+    """Row by row, [B]; zero, and without slope, where a row is zero."""
     norms = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
-    return jnp.sum(a * b, -1) * jax.lax.rsqrt(jnp.maximum(norms, 1e-16))
+    there = norms > 1e-16
+    return jnp.where(there, jnp.sum(a * b, -1) * jax.lax.rsqrt(jnp.where(there, norms, 1)), 0)
 
 
 Remembering = Callable[[Key, Tree, Tree, Batch], tuple[jax.Array, Tree, Tree, Tree]]

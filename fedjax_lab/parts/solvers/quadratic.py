@@ -20,6 +20,11 @@ class Quadratic(NamedTuple):
         """The minimum [d] of scale F(w) - v^T w + (rho / 2) ||w||^2."""
         return jnp.linalg.solve(scale * self.hessian + rho * jnp.eye(v.size, dtype=v.dtype), scale * self.linear + v)
 
+    def pull(self, scale: jax.Array | float, rho: float) -> jax.Array:
+        """rho (scale hessian + rho I)^-1 [d, d]: what that minimum moves by when v moves by rho times a vector."""
+        one = jnp.eye(self.linear.size, dtype=self.linear.dtype)
+        return rho * jnp.linalg.inv(scale * self.hessian + rho * one)
+
 
 def quadratic(name: str, key: Key, task: Task, params: Tree, data: ClientData) -> Quadratic:
     """The task's loss over all of the client's training examples; zero without examples.

@@ -17,11 +17,12 @@ def momentum_of(client_optimizer: str) -> float:
     return float(value or 0.9) if name == "momentum" else 0.0
 
 
-def sgd(problem, x, batches, lr: float) -> np.ndarray:
-    """y <- y - lr * gradient, over the batches."""
-    y = x
+def sgd(problem, x, batches, lr: float, moving=1.0, rho: float = 0.0) -> np.ndarray:
+    """y <- y - lr * gradient, over the batches, where `moving` is 1; with momentum rho."""
+    y, m = x, np.zeros_like(x)
     for rows in batches:
-        y = y - lr * problem.gradient(y, rows)
+        m = rho * m + problem.gradient(y, rows)
+        y = y - lr * moving * m
     return y
 
 

@@ -14,17 +14,14 @@ def phase(**options) -> int:
     return 2
 
 
-EVERYONE = 1
-
-
-def run(problem, turns, *, lr, stage=10, everyone=()):
+def run(problem, turns, *, lr, stage=10, everyone=None):
     x = before = problem.start
     history = []
     for t, cohort in enumerate(turns):
         if t % stage == 0:
             g = np.mean([problem.gradient(x, problem.rows(i)) for i in range(problem.clients)], 0)
         else:
-            g = g + np.mean([refresh(problem, x, before, turn) for turn in everyone[t]], 0)
+            g = g + np.mean([refresh(problem, x, before, turn) for turn in everyone(1)[t]], 0)
         before, x = x, np.mean([descended(problem, x, g, turn, lr) for turn in cohort], 0) if cohort else x
         history.append(x)
     return history

@@ -1,16 +1,13 @@
-"""FedAvg + fine-tuning: the server's path is FedAvg's; a client's own model is SGD from x on its training data."""
+"""FedAvg + fine-tuning: x goes FedAvg's way; a client's own model is SGD from x on its training data, at finetune_rate lr."""
 from __future__ import annotations
 
 from oracles import fedavg
+from oracles._common import sgd
 
 
-def run(problem, turns, **options):
-    return fedavg.run(problem, turns, **options)
-
-
-def personal(problem, x, client: int, *, lr: float, epochs: int):
-    """The fine-tuned model with full batches, one step an epoch."""
-    y = x
-    for _ in range(epochs):
-        y = y - lr * problem.gradient(y, problem.rows(client))
-    return y
+def run(problem, turns, *, lr, finetune_epochs=1, finetune_rate=1.0, evaluation=None, own=None, **options):
+    history = fedavg.run(problem, turns, lr=lr, **options)
+    for x in history:
+        passes = [turn.again(epochs=finetune_epochs, local_steps=0) if finetune_epochs else [] for turn in evaluation]
+        own.append([sgd(problem, x, batches, finetune_rate * lr) for batches in passes])
+    return history

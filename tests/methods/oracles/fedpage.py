@@ -16,10 +16,7 @@ def phase(**options) -> int:
     return 1
 
 
-EVERYONE = 0
-
-
-def run(problem, turns, *, lr, p=0.5, server_lr=None, everyone=(), observed=None, coins=None):
+def run(problem, turns, *, lr, p=0.5, server_lr=None, everyone=None, observed=None, coins=None):
     """coins: a list to which is added, round by round, whether the gradients were full."""
     x = before = problem.start
     g, history = None, []
@@ -27,7 +24,7 @@ def run(problem, turns, *, lr, p=0.5, server_lr=None, everyone=(), observed=None
         moves = {}
         if t == 0 or p > 0:
             full = np.mean([problem.gradient(x, problem.rows(i)) for i in range(problem.clients)], 0)
-            moves[True] = full, server_lr or lr * mean_steps(everyone[t])
+            moves[True] = full, server_lr or lr * mean_steps(everyone(0)[t])
         if t > 0 and p < 1:
             local = [direction(problem, x, before, g, turn, lr) for turn in cohort]
             moves[False] = (np.mean(local, 0), server_lr or lr * mean_steps(cohort)) if cohort else (g, 0.0)

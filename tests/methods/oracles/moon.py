@@ -9,10 +9,12 @@ from oracles._common import shares
 
 
 def cosine(z, a):
-    """s [B] and ds/dz [B, F]."""
+    """s [B] and ds/dz [B, F]; zero where a row is zero."""
     z_norm, a_norm = np.linalg.norm(z, axis=1, keepdims=True), np.linalg.norm(a, axis=1, keepdims=True)
+    there = z_norm * a_norm > 0
+    z_norm, a_norm = np.where(there, z_norm, 1), np.where(there, a_norm, 1)
     s = (z * a).sum(1, keepdims=True) / (z_norm * a_norm)
-    return s[:, 0], a / (z_norm * a_norm) - s * z / z_norm**2
+    return s[:, 0], np.where(there, a / (z_norm * a_norm) - s * z / z_norm**2, 0)
 
 
 def slope(z, z_g, z_p, tau):
