@@ -5,17 +5,26 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 
-from experiments import bench
+from experiments.bench import __main__ as bench
+from experiments.bench import floor, measure, reference, report, scale, trace, workloads
+from fedjax_lab import config as configs
 from fedjax_lab import run
 from fedjax_lab.data import sources
 
 KEYS = {"workload", "seconds_per_round", "compile_seconds", "clients_per_second", "examples_per_second", "peak_rss_mb", "test_accuracy",
         "devices", "chunk", "versions"}
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """Starts JAX with the devices of tests/conftest.py, whatever --devices says."""
+    jax.devices()
 
 
 @pytest.fixture
@@ -31,6 +40,20 @@ def given(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def few(tmp_path):
+    """An .npz of M examples of this shape with 10 classes that can be learned."""
+
+    def make(examples, shape=(28, 28)):
+        rng, y = np.random.default_rng(0), np.arange(examples) % 10
+        x = rng.integers(0, 100, (examples, *shape)).astype(np.uint8)
+        x.reshape(examples, -1)[np.arange(examples), y] = 255
+        np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
+        return tmp_path / "few.npz"
+
+    return make
+
+
+@pytest.fixture
 def halves(tmp_path):
     """A partition file for the digits: 12 clients, the first of 30 examples and the others of 20."""
     index = np.full((12, 30), -1)
@@ -43,7 +66,7 @@ def halves(tmp_path):
 def test_one_object_with_the_accuracy_of_the_same_run_untimed(given, halves, capsys, monkeypatch):
     made, prepare = [], run.prepare
     monkeypatch.setattr(run, "prepare", lambda config: made.append(prepare(config)) or made[-1])
-    given("--workload=digits", "--rounds=2", "--eval_every=2", "--warmup=1", "--devices=1", f"--partition_file={halves}")
+    given("--workload=digits", "--rounds=2", "--eval_every=2", "--warmup=1", "--devices=1", "--chunk=1", f"--partition_file={halves}")
     assert bench.main(["bench"]) == 0
     out = capsys.readouterr().out
     row = json.loads(out)
@@ -58,37 +81,44 @@ def test_one_object_with_the_accuracy_of_the_same_run_untimed(given, halves, cap
 
 
 def test_pace_leaves_the_evaluation_out(given, monkeypatch):
-    """A clock of its own: an evaluation takes 7 seconds, a round 2, but for the last call, where others held the machine."""
+    """A clock of its own: an evaluation takes 7 seconds, a round 2, but for the last call, where others held the machine: there the
+    rival's round took as much longer."""
     given("--workload=digits", "--rounds=6", "--eval_every=2", "--warmup=3", "--devices=1")
     prepared, taken = run.prepare(bench.configure("digits")), []
 
-    def clocked(sim, state, clock, count):
-        taken.append((clock, count))
+    def clocked(sim, state, clock, count, due=False):
+        taken.append((clock, count, due))
         ids = jnp.tile(jnp.arange(10), (2, 1))
         record = type("Record", (), {"rounds": {"ids": ids, "mask": ids < 9}, "evaluation": {"test_accuracy": jnp.float32(0.5)}})
-        return state, record, 7.0 + count * (2.0 if clock < 7 else 90.0)
+        return state, record, 7.0 * due + count * (2.0 if clock < 7 else 90.0)
 
-    monkeypatch.setattr(bench, "segment", clocked)
-    row = bench.measure(prepared, 3)
+    def slower(other, clock, count):
+        taken.append(("rival", clock, count))
+        return other.params + count, count * {3: 4.0, 5: 1.0}.get(clock, 45.0)
+
+    monkeypatch.setattr(measure, "segment", clocked)
+    monkeypatch.setattr(measure, "repeat", slower)
+    row = measure.measure(prepared, 3, {"reference": lambda: reference.Setup(0, None, 99)})
     examples = prepared.population.train.size[:9].sum()
-    assert taken == [(0, 0), (0, 2), (2, 1), (3, 0), (3, 2), (5, 0), (5, 2), (7, 0), (7, 2)]
+    assert taken == [(0, 0, True), (0, 2, False), (2, 1, False), (3, 0, True), ("rival", 0, 1), (3, 2, False), ("rival", 3, 2),
+                     (5, 2, False), ("rival", 5, 2), (7, 2, False), ("rival", 7, 2), (9, 0, True)]
     assert (row["seconds_per_round"], row["evaluation_seconds"]) == (2.0, 7.0)
     assert row["examples_per_second"] == examples / 2.0
+    assert 0 < row["processor_seconds_per_round"] < 1 and 0 < row["reference"].pop("processor_ratio")
+    assert row["reference"] == {"seconds_per_round": 4.0, "ratio": 2.0, "ratio_least": 0.5, "ratio_most": 2.0, "examples_per_round": 99}
 
 
 @pytest.mark.parametrize(("name", "clients", "cohort", "examples", "parameters"), [
     ("w1", 100, 10, 12, 199_210), ("w2", 100, 10, 12, 1_663_370), ("w3", 1_000, 100, 2, 199_210), ("w4", 10_000, 1_000, 1, 7_850)])
-def test_workloads_are_the_published_ones(given, tmp_path, name, clients, cohort, examples, parameters):
+def test_workloads_are_the_published_ones(given, few, name, clients, cohort, examples, parameters):
     """On a file of the right shape, with few examples per client."""
-    y = np.arange(clients * examples) % 10
-    x = np.zeros((len(y), 28, 28), np.uint8)
-    np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
-    given(f"--npz={tmp_path / 'few.npz'}", "--devices=1")
+    given(f"--npz={few(clients * examples)}", "--devices=1")
     prepared = run.prepare(bench.configure(name))
     plan, config = prepared.simulation.plan, prepared.config
     assert (plan["clients"], plan["cohort"], plan["parameters"]) == (clients, cohort, parameters)
     assert config.options == {"lr": 0.1, "epochs": 1, "batch_size": {"w3": 20, "w4": 6}.get(name, 10)}
     assert (prepared.population.train.size == examples).all()
+    assert sum(np.prod(k) + k[-1] for k in workloads.shapes(prepared)[1]) == parameters
     classes = (prepared.population.counts > 0).sum(1)
     assert name not in ("w1", "w2") or classes.max() <= 4  # two shards, each across one border of classes at most
 
@@ -103,24 +133,253 @@ def test_npz_is_read(given, tmp_path):
     assert train["x"].sum(dtype=np.float64) == pytest.approx(source.train["x"].sum(dtype=np.float64))
 
 
-def test_several_workloads_are_processes(given, monkeypatch):
+def test_several_workloads_are_processes(given, monkeypatch, capsys):
     calls = []
 
-    def child(command, check):
+    def child(command, check, stdout, text):
         calls.append(command)
-        return subprocess.CompletedProcess(command, len(calls) - 1)
+        return subprocess.CompletedProcess(command, len(calls) - 1, f"{len(calls)}\n")
 
     monkeypatch.setattr(bench.subprocess, "run", child)
-    given("--workload=w3,digits", "--workload=w1", "--rounds=7")
+    given("--workload=w3,digits", "--workload=w1", "--rounds=7", "--reference")
     assert bench.main(["bench"]) == 2
     assert [call[3] for call in calls] == ["--workload=w3", "--workload=digits", "--workload=w1"]
-    assert all("--rounds=7" in call and call[0] == sys.executable for call in calls)
+    assert all({"--rounds=7", "--reference"} <= set(call) and "--floor" not in call and call[0] == sys.executable for call in calls)
+    assert capsys.readouterr().out == "1\n2\n3\n"
     given()
-    assert bench.chosen(bench.FLAGS.workload) == ["w1", "w2", "w3", "w4"]
+    assert workloads.chosen(bench.FLAGS.workload) == ["w1", "w2", "w3", "w4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak starts anew on Linux only")
+def test_the_peak_of_memory_starts_anew():
+    held = np.ones(2**27, np.uint8)
+    high = measure.peak_rss_mb()
+    del held
+    measure.forget_peak()
+    assert measure.peak_rss_mb() < high - 100
+
+
+@pytest.mark.parametrize("given_pace", [{}, {"eval_every": "4"}, {"eval_every": "4", "rounds": "6"}])
+def test_five_calls_are_timed_by_default(given_pace):
+    config = workloads.configure("w2", given_pace)
+    assert (config.rounds, config.eval_every) == {0: (5, 1), 1: (20, 4), 2: (6, 4)}[len(given_pace)]
+
+
+# The plain JAX round
+
+
+def tree_of(prepared, params):
+    """The reference's parameters in the structure of the library's: its kernels and biases in the order of the layers."""
+    shapes = jax.eval_shape(prepared.task.init, jax.random.key(0))
+    names = sorted(shapes, key=lambda name: (not name.startswith(("conv", "body")), name == "head", name))
+    return {name: {"kernel": kernel, "bias": bias} for name, (kernel, bias) in zip(names, params, strict=True)}
+
+
+@pytest.mark.parametrize(("kind", "model", "devices"), [("reference", "2nn", 2), ("plain", "2nn", 1),
+                                                                pytest.param("reference", "cnn", 2, marks=pytest.mark.full)])
+def test_the_plain_round_does_the_same_work(few, kind, model, devices):
+    """With everyone taking part and whole batches nothing is random: both must come to the same model from the same start."""
+    options = {"lr": workloads.LR, "batch_size": 4}
+    config = configs.make({"task": f"npz_{model}:path={few(24)}", "partition": "iid", "clients": 6, "cohort": 6, "options": options,
+                           "devices": devices, "rounds": 1, "eval_every": 1})
+    prepared = run.prepare(config)
+    workloads.check_even(prepared, kind)
+    rival, sim = workloads.rival(prepared, kind), prepared.simulation
+    start = tree_of(prepared, jax.tree.map(np.asarray, rival.params))
+    state = sim.init(sim.world, jax.random.key(0))
+    state = state._replace(server=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, state.server))
+    state, record, _ = measure.segment(sim, state, 0, 1)
+    after = tree_of(prepared, rival.round(rival.params, jax.random.key(1)))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, after)
+    assert rival.examples == sum(measure.examples_of(prepared, record, 1)) == 24
+    assert min(jax.tree.leaves(moved)) > 1e-6
+    for ours, theirs in zip(jax.tree.leaves(state.server), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_the_plain_round_learns_from_reshuffled_batches_of_a_changing_cohort(few):
+    with np.load(few(200, (6, 6))) as arrays:
+        x, y = arrays["x_train"].reshape(200, -1) / np.float32(255), arrays["y_train"].astype(np.int32)
+    rows = np.arange(200, dtype=np.int32).reshape(10, 20)
+    setup = reference.scanned(workloads.kernels("mlp", (6, 6, 1), 10), x, y, rows, 4, 5, 0.1, 2, jax.random.key(0))
+    params, first = setup.params, reference.loss(setup.params, x, y)
+    one, other = (setup.round(params, jax.random.key(i)) for i in range(2))
+    assert not np.array_equal(one[0][0], other[0][0])
+    for i in range(40):
+        params = setup.round(params, jax.random.key(i))
+    assert reference.loss(params, x, y) < 0.5 * first and setup.examples == 80
+
+
+def test_the_plain_convolution_has_the_gradients_of_any_other():
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 6, 8, 3), (5, 5, 3, 4)]))
+    ours, plain = (jax.grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k))), (0, 1))(x, kernel)
+                   for f in (reference.same, lambda x, k: reference.conv(x, k, 2)))
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_reference_shares_no_code_with_the_library():
+    program = "import sys, experiments.bench.reference; assert not [m for m in sys.modules if m.startswith('fedjax_lab')]"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# The floors
+
+
+def test_operations_are_the_issue_s_and_the_compiler_s(few):
+    """w1's 26 ms and w2's 2.14 s at 203 GFLOP/s; and what XLA counts in the gradient, elementwise work apart."""
+    for name, model, seconds in (("w1", "2nn", 0.026), ("w2", "cnn", 2.14), ("w4", "logreg", 0.00093)):
+        kernels = workloads.kernels(model, (28, 28, 1), 10)
+        ours = floor.operations(kernels, (28, 28, 1))
+        assert 6000 * ours / 203e9 == pytest.approx(seconds, rel=0.01), name
+        params = jax.eval_shape(lambda k, kernels=kernels: reference.init(k, kernels), jax.random.key(0))
+        x = jax.ShapeDtypeStruct((10, 28, 28, 1), jnp.float32)
+        compiled = jax.jit(jax.grad(reference.loss)).lower(params, x, jax.ShapeDtypeStruct((10,), jnp.int32)).compile()
+        assert 10 * ours == pytest.approx(compiled.cost_analysis()["flops"], rel=0.2), name
+
+
+def test_floors_follow_the_rates(given, few, monkeypatch):
+    given(f"--npz={few(400)}", "--devices=1")
+    prepared = run.prepare(bench.configure("w1"))  # 4 examples a client
+    monkeypatch.setattr(floor, "sgemm", lambda devices: 50.0)
+    monkeypatch.setattr(floor, "bandwidth", lambda devices, size: 8.0 if size == floor.LARGE else 4.0)
+    found = floor.floors(prepared, 40, 0.5)
+    assert found["gflop"] == pytest.approx(40 * 879_200 / 1e9)
+    assert found["arithmetic_seconds"] == pytest.approx(40 * 879_200 / 50e9)
+    assert found["traffic_gb"] == pytest.approx(4 * 199_210 * (2 * 4 + 3 * 10) / 1e9)
+    assert found["memory_seconds"] == pytest.approx(found["traffic_gb"] / 4 + 40 * 784 * 4 / 1e9 / 8)
+    assert found["fraction"] == pytest.approx(found["memory_seconds"] / 0.5) and found["memory_seconds"] > found["arithmetic_seconds"]
+
+
+def test_rates_are_work_over_time(monkeypatch):
+    ran = []
+
+    def second(call):
+        ran.append(call())
+        return 1.0
+
+    monkeypatch.setattr(floor, "best", second)
+    monkeypatch.setattr(floor, "SIZES", (8, 32))
+    assert floor.sgemm.__wrapped__(2) == 2 * 2 * 32**3 / 1e9
+    assert floor.bandwidth.__wrapped__(2, 2**20) == 3 * 64 * 2 * 2**20 / 1e9
+    assert ran[-1].shape == (2, 2**18) and float(ran[-1].max()) == 33.0  # 64 times y + x / 2
+
+
+# The profile
+
+
+def test_an_operation_s_time_is_without_those_inside_it():
+    spans = (("while", 0, 100), ("dot", 10, 40), ("add", 40, 50), ("while", 60, 90), ("dot", 60, 70), ("dot", 100, 130))
+    events = [trace.Event(*span) for span in spans]
+    assert trace.alone(reversed(events)) == [("while", 30), ("dot", 30), ("add", 10), ("while", 20), ("dot", 10), ("dot", 30)]
+
+
+def test_profile_finds_the_expensive_operation(tmp_path):
+    @jax.jit
+    def program(x):
+        return jax.lax.fori_loop(0, 7, lambda i, x: jnp.tanh(x @ x), x)
+
+    x = jnp.ones((400, 400))
+    program(x)
+    trace.record(tmp_path, lambda: program(x))
+    sources = trace.sources_of(program.lower(x).compile().as_text())
+    first, *others = trace.operations(tmp_path, sources)
+    assert first.calls >= 7 and "dot_general" in first.source and first.share > 0.3 and len(others) < trace.TOP
+    assert sorted(others, key=lambda r: -r.seconds) == others and trace.table([first]).splitlines()[1].startswith(first.name)
+    with pytest.raises(ValueError, match="no operation"):
+        trace.operations(tmp_path / "empty")
+
+
+def test_profile_and_floor_of_a_workload(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(floor, "sgemm", lambda devices: 1.0)
+    monkeypatch.setattr(floor, "bandwidth", lambda devices, size: 1.0)
+    given("--workload=digits", "--rounds=1", "--eval_every=1", "--warmup=0", "--devices=1", f"--profile={tmp_path}", "--floor")
+    assert bench.main(["bench"]) == 0
+    out, err = capsys.readouterr()
+    row = json.loads(out)
+    assert len(row["operations"]) == trace.TOP and all(r["name"] in err for r in row["operations"])
+    assert any("body_0" in r["source"] for r in row["operations"]) and 0 < row["floor"]["fraction"]
+
+
+# Scale and report
+
+
+def test_axes_hold_what_they_say():
+    for axis, points in scale.AXES.items():
+        assert all(configs.make(settings).cohort >= 1 for _, _, settings in points()), axis
+    shared = scale.AXES["clients"]()
+    sizes = [(value, settings["task"].split("size=")[1].split(",")[0], settings["cohort"]) for _, value, settings in shared]
+    assert {value * int(size) for value, size, _ in sizes} == {60_000} and all(value == cohort for value, _, cohort in sizes)
+    assert max(value for _, value, _ in scale.AXES["population"]()) == 15_000_000
+
+
+def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
+    small = [("logreg", n, scale.crowd("logreg", n, 6, 3, 3, dim=4, devices="1")) for n in (5, 50)]
+    monkeypatch.setattr(scale, "AXES", {"clients": lambda: small, "cohort": lambda: small})
+    points = scale.run_axes(["clients"], {"cache_dir": str(tmp_path)})
+    assert [(p["axis"], p["series"], p["value"], p["clients"], p["cohort"]) for p in points] == [
+        ("clients", "logreg", 5, 5, 3), ("clients", "logreg", 50, 50, 3)]
+    assert all(0 < p["seconds_per_round"] < p["startup_seconds"] and p["peak_rss_mb"] > 30 for p in points)
+    report.write(tmp_path, [], points)
+    assert (tmp_path / "PERFORMANCE.png").stat().st_size > 5000
+    text = (tmp_path / "PERFORMANCE.md").read_text()
+    longest = max(p["seconds_per_round"] for p in points) / min(p["seconds_per_round"] for p in points)
+    assert f"{longest:.2f} times the shortest" in text and "| clients | logreg | 50 |" in text
+    report.write(tmp_path, [], [{**points[0], "axis": "cohort"}])
+    assert [(p["axis"], p["value"]) for p in report.read(tmp_path)["scale"]] == [("clients", 5), ("clients", 50), ("cohort", 5)]
+
+
+def row(**changes):
+    side = {"seconds_per_round": 0.04, "ratio": 1.25, "ratio_least": 1.2, "ratio_most": 1.3, "processor_ratio": 1.17, "examples_per_round": 6000}
+    rates = {"gflop": 5.3, "traffic_gb": 1.0, "examples_gb": 0.02, "sgemm_gflops": 203.0, "model_gb_per_second": 99.0,
+             "memory_gb_per_second": 20.0, "arithmetic_seconds": 0.026, "memory_seconds": 0.01, "fraction": 0.52}
+    return {"workload": "w1", "platform": "cpu", "devices": 2, "precision": "default", "device_kind": "cpu", "seconds_per_round": 0.05,
+            "peak_rss_mb": 812.4, "clients": 100, "cohort": 10, "parameters": 199210, "chunk": 1, "lanes": 8, "compile_seconds": 3.2,
+            "versions": {"jax": "1.2.3"}, "reference": side, "floor": rates, **changes}
+
+
+def test_the_table_says_what_was_missed_and_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REASONS", {("w1", "cpu"): "Because.", ("w3", "cpu"): "Never shown."})
+    good = row(workload="w3", reference={**row()["reference"], "ratio": 1.0})
+    plain = {**row(workload="w2"), "seconds_per_round": 0.0363}
+    report.write(tmp_path, [row(), good, plain])
+    lines = (tmp_path / "PERFORMANCE.md").read_text().splitlines()
+    w1, w2, w3 = (next(line for line in lines if line.startswith(f"| {name} ")) for name in ("w1", "w2", "w3"))
+    assert "1.25 (1.20 to 1.30)" in w1 and "at most 1.1: **missed**; Because." in w1 and "0.52" in w1 and "812" in w1 and "| 1.17 |" in w1
+    assert "1.40 times the arithmetic floor, at most 1.4: reached" in w2
+    assert "1.00 times the plain JAX round, at most 1.1: reached" in w3 and "Never shown" not in w3
+    assert any("jax 1.2.3" in line and "5.3 GFLOP" in line for line in lines)
+
+
+def test_a_new_row_takes_the_place_of_its_like(tmp_path):
+    report.write(tmp_path, [row(), row(workload="w4"), row(platform="gpu", peak_device_mb=5.0)])
+    report.write(tmp_path, [row(seconds_per_round=0.0123456789)])
+    found = report.read(tmp_path)["workloads"]
+    assert [(r["workload"], r["platform"], r["seconds_per_round"]) for r in found] == [
+        ("w1", "cpu", 0.0123457), ("w4", "cpu", 0.05), ("w1", "gpu", 0.05)]
+    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "PERFORMANCE.png").exists()
+
+
+def test_the_written_table_is_that_of_its_numbers():
+    """Nobody has edited the document by hand."""
+    if (report.FOLDER / "PERFORMANCE.json").exists():
+        assert (report.FOLDER / "PERFORMANCE.md").read_text() == report.document(report.read())
+
+
+def test_write_measures_with_reference_and_floor(given, monkeypatch, tmp_path, capsys):
+    def child(command, check, stdout, text):
+        assert {"--reference", "--floor"} <= set(command)
+        return subprocess.CompletedProcess(command, 0, json.dumps(row()) + "\n") if "--workload=w1" in command else (
+            subprocess.CompletedProcess(command, 2, ""))
+
+    monkeypatch.setattr(bench.subprocess, "run", child)
+    given("--workload=w1,w3", "--write", f"--out={tmp_path}")
+    assert bench.main(["bench"]) == 2 and capsys.readouterr().out.count("\n") == 1
+    assert [r["workload"] for r in report.read(tmp_path)["workloads"]] == ["w1"]
 
 
 @pytest.mark.parametrize(("items", "words"), [
-    (["--workload=w9"], ["--workload=w9", "w1, w2, w3, w4, digits, all"]),
+    (["--workload=w9"], ["--workload=w9", "w1, w2, w3, w4, w5, digits, all"]),
     (["--workload=w1", "--npz=nowhere.npz"], ["--npz=nowhere.npz", "x_train"]),
     (["--workload=w1", f"--npz={__file__}"], [f"--npz={__file__}", "x_train"]),
     (["--workload=digits", "--npz=nowhere.npz"], ["--npz=nowhere.npz", "w1, w2, w3, w4"]),
@@ -130,6 +389,9 @@ def test_several_workloads_are_processes(given, monkeypatch):
     (["--workload=digits", "--warmup=-1"], ["--warmup", "-1", ">= 0"]),
     (["--workload=digits", "--chunk=some"], ["--chunk", "some", "auto"]),
     (["--workload=digits", "--partition_file=nowhere.npz"], ["partition_file", "nowhere.npz"]),
+    (["--workload=digits", "--reference"], ["--reference", "batches of 10", "w1, w2"]),
+    (["--workload=w5", "--partition_file=a.npz"], ["--partition_file=a.npz", "w5"]),
+    (["--scale", "--axes=cohort,size"], ["--axes=cohort,size", "'size'", "clients, cohort, population, devices"]),
     (["--workload=digits", "w1"], ["w1"]),
 ])
 def test_bad_flags_are_one_line(given, capsys, items, words):
