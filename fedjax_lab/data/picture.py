@@ -34,6 +34,14 @@ def panels(people: Population) -> dict[str, np.ndarray]:
     return {"size": size, "clients": clients, "shares": shares, "distance": manifest.distance(counts)[clients]}
 
 
+def condensed(people: Population) -> dict[str, np.ndarray]:
+    """What the picture shows, small whatever the population: as `panels`, but of the sizes their histogram, heights [b] and edges [b + 1]."""
+    shown = panels(people)
+    sizes = shown.pop("size")
+    heights, edges = np.histogram(sizes, bins(sizes))
+    return {**{k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in shown.items()}, "heights": heights, "edges": edges}
+
+
 def plot(people: Population, path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Writes the picture as a PNG and returns the arrays that it shows."""
     from matplotlib.figure import Figure
@@ -107,13 +115,17 @@ def distances(axis: Any, values: np.ndarray, label: str) -> None:
 
 def histogram(axis: Any, values: np.ndarray, label: str) -> None:
     """A histogram over clients."""
-    low, high = values.min(), values.max()
-    bins = np.arange(low, high + 2) - 0.5 if high - low < 40 else 40  # few whole numbers have a bar each
-    axis.stairs(*np.histogram(values, bins), fill=True, color=COLOR)
+    axis.stairs(*np.histogram(values, bins(values)), fill=True, color=COLOR)
     axis.axvline(np.median(values), color="#c44e52", lw=1, label=f"median {np.median(values):g}")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8)
     axis.set(xlabel=label, ylabel="clients")
+
+
+def bins(values: np.ndarray) -> np.ndarray | int:
+    """Of a histogram: few whole numbers have a bar each."""
+    low, high = values.min(), values.max()
+    return np.arange(low, high + 2) - 0.5 if high - low < 40 else 40
 
 
 def _save(figure: Any, path: str | os.PathLike) -> None:

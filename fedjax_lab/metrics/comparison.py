@@ -38,8 +38,9 @@ def legend(metric: str, baseline: str, target: float, seeds: int) -> str:
     """What the columns of the table mean."""
     until = "at least" if higher_is_better(metric) else "at most"
     return f"""{words(metric)} ({metric}): mean ± standard deviation over {seeds} seeds, after the last round and at
-the best evaluation of each run. To target: median of the rounds, and of the MB up and down, until it is {until} {target:.4g}. Seconds: a
-run's share of the training, compilation apart. Difference: last minus last of {baseline}, paired by seed (same clients, initial model and
+the best evaluation of each run. To target: median of the rounds, and of the MB up and down, until it is {until} {target:.4g}. MB and
+operations: of a whole run, both ways together, and floating-point operations of local training. Seconds: a run's share of the training,
+compilation apart. Difference: last minus last of {baseline}, paired by seed (same clients, initial model and
 cohorts), with its 95 % confidence interval by Student's t; bold where that leaves out zero."""
 
 
@@ -66,7 +67,8 @@ def table(results: Results, metric: str, baseline: str, target: float) -> list[d
     Returns:
       Dicts with name; runs and broken, how many; last_* after the last round and best_* at the best evaluation of each run, mean and
       standard deviation over the seeds, of the runs that did not break off; rounds_to_target and bytes_to_target, medians over the seeds
-      in which a run that never got there counts as infinite; reached, how many got there; seconds, mean of a run without compilation;
+      in which a run that never got there counts as infinite; reached, how many got there; bytes_up, bytes_down and flops, means of a
+      whole run; seconds, mean of a run without compilation;
       difference, the mean over the seeds of last minus the baseline's last, and difference_low and difference_high, its 95 % confidence
       interval by Student's t over pairs of equal seed (None below two pairs).
     """
@@ -86,6 +88,7 @@ def _line(name: str, runs: Mapping[int, Rows], base: Mapping[int, Rows] | None, 
         "rounds_to_target": statistics.median(row["round"] if row else math.inf for row in reached),
         "bytes_to_target": statistics.median(traffic(row) if row else math.inf for row in reached),
         "reached": sum(row is not None for row in reached),
+        **{name: _mean([rows[-1].get(name, math.nan) for rows in whole]) for name in ("bytes_up", "bytes_down", "flops")},
         "seconds": _mean([rows[-1]["seconds"] for rows in whole]),
         "difference": mean, "difference_low": low, "difference_high": high,
     }
@@ -124,9 +127,10 @@ def _std(values: Sequence[float]) -> float:
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table for people; a difference whose interval leaves out zero is bold."""
-    head = ["", "runs", "last", "best", "rounds to target", "MB to target", "seconds", "difference (95 % interval)"]
+    head = ["", "runs", "last", "best", "rounds to target", "MB to target", "MB", "operations", "seconds", "difference (95 % interval)"]
     body = [[line["name"], _runs(line), _spread(line, "last"), _spread(line, "best"), _number(line["rounds_to_target"], "g"),
-             _number(line["bytes_to_target"] / 1e6, ".4g"), _number(line["seconds"], ".3g"), _difference(line)] for line in lines]
+             _number(line["bytes_to_target"] / 1e6, ".4g"), _number((line["bytes_up"] + line["bytes_down"]) / 1e6, ".4g"),
+             _number(line["flops"], ".3g"), _number(line["seconds"], ".3g"), _difference(line)] for line in lines]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     rows = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in [head, *body]]
     return "\n".join([rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]]) + "\n"
