@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
 
@@ -106,17 +105,13 @@ def plan(prepared: Prepared) -> str:
 class Live:
     """A progress bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, prepared: Prepared, folder: object):
-        print(plan(prepared), flush=True)
-        print(f"writing to {folder}; compiling ...", flush=True)
-        self._cohort, self._before, self._bar = prepared.simulation.plan["cohort"], None, None
-        self._rounds, self._start = prepared.config.rounds, time.perf_counter()
+    def __init__(self, prepared: Prepared):
+        self._cohort, self._rounds, self._before, self._bar = prepared.simulation.plan["cohort"], prepared.config.rounds, None, None
 
     def add(self, row: Mapping[str, float]) -> None:
         """Shows one evaluation."""
         text = describe(row)
         if self._before is None:
-            print(f"compiled in {time.perf_counter() - self._start:.1f} s", flush=True)
             if sys.stderr.isatty():
                 from tqdm import tqdm
 

@@ -204,7 +204,7 @@ def metric(results: Mapping[str, Mapping[int, list]]) -> str:
     rows = [row for runs in results.values() for run in runs.values() for row in run]
     if not rows:
         raise ValueError("every run broke off; a smaller lr is the usual cure")
-    columns = sorted(set.intersection(*(set(row) for row in rows)) - {"round", "seconds", "bytes_up", "bytes_down"})
+    columns = sorted(set.intersection(*(set(row) for row in rows)) - {"round", "seconds", "bytes_up", "bytes_down", "flops"})
     name = FLAGS.metric or ("test_accuracy" if "test_accuracy" in columns else "test_loss")
     if name not in columns:
         raise ValueError(f"--metric={name}: not in every run; valid: {spec.nearest(name, columns)}")

@@ -72,16 +72,26 @@ def since_start() -> float:
 
 
 def ratios(results: Mapping[str, Mapping[int, list]], cells: Sequence[series.Cell], seconds: float | None) -> str:
-    """How much faster the sweep was than its runs one after another, in words.
+    """How much faster the sweep was than its runs one after another, in words, and what forbids more.
+
+    A run of a sweep has a device to itself. So nothing is gained beyond the time of a run on one device over the number of devices, but
+    by models so small that several of them side by side make better products; see engine.batch.
 
     Args:
       results: of all runs.
       cells: all runs.
       seconds: of the whole sweep, from the start of its process; None if part of it had been there before.
     """
+    from fedjax_lab.engine import mesh
+
+    config, numbers = cells[0].config, [cell.config.seed for cell in cells]
     share = statistics.mean(rows[-1]["seconds"] for runs in results.values() for rows in runs.values() if rows)
-    single = warm(cells[0].config, [cell.config.seed for cell in cells])
+    single = warm(config, numbers)
     lines = f"one warm process, compilation apart: {single:.3g} s a run alone, {share:.3g} s in the sweep: {single / share:.2f} times faster"
+    devices = mesh.make(None if config.devices == "auto" else config.devices).size
+    if devices > 1:
+        floor = warm(dataclasses.replace(config, devices=1), numbers[:2]) / devices
+        lines += f"\n{devices} devices with a run each, which wait for nobody: {floor:.3g} s a run, {single / floor:.2f} times faster is the floor without side by side"
     some = cells[::-(-len(cells) // PROCESSES)]
     if seconds is None:
         return lines + "\nwhole processes: not measured, since part of the sweep had been there before"

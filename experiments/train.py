@@ -30,6 +30,7 @@ def define() -> None:
     flags.DEFINE_string("processes", None, "how many processes the run has, or cluster for what JAX detects; by default what SLURM, Open MPI or "
                         "Kubernetes on TPUs says, else 1", flag_values=FLAGS)
     flags.DEFINE_string("process_id", None, "which of the processes this is, from 0", flag_values=FLAGS)
+    flags.DEFINE_bool("tensorboard", False, "also write a TensorBoard event file", flag_values=FLAGS)
     flags.DEFINE_bool("list", False, "print tasks, partitions and methods with their options, and exit", flag_values=FLAGS)
 
 
@@ -68,7 +69,7 @@ def _answer() -> int:
 
 
 def _train(config: configs.Config) -> int:
-    from fedjax_lab import resume, run, workdir
+    from fedjax_lab import chunks, resume, run, workdir
 
     platform.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
     path = FLAGS.workdir or workdir.default_path(config)
@@ -76,14 +77,19 @@ def _train(config: configs.Config) -> int:
     screen.quiet()
     if start and run.finished(config, start):
         workdir.restore(path, start)
+        if FLAGS.tensorboard:
+            workdir.events(path, start.history)
         print(f"{path}: finished, {screen.describe(start.history[-1])}; more --rounds would go on")
         return 0
-    prepared = run.prepare(config)
+    prepared = run.prepare(resume.as_begun(path, config) if start else config)
+    print(f"{screen.plan(prepared)}\ncompiling ...", flush=True)
+    prepared = chunks.fitted(prepared, lambda line: print(line, flush=True))
+    print(f"compiled in {prepared.compile_seconds:.1f} s, writing to {path}", flush=True)
     try:
-        with workdir.WorkDir(path, prepared, start) as folder:
+        with workdir.WorkDir(path, prepared, start, FLAGS.tensorboard) as folder:
             if start:
-                print(f"going on after round {start.clock}")
-            with contextlib.closing(screen.Live(prepared, path)) as live:
+                print(f"going on after round {start.clock}", flush=True)
+            with contextlib.closing(screen.Live(prepared)) as live:
                 finished = run.follow(prepared, lambda _, row: live.add(row), folder.start, folder.keep)
     except workdir.Stopped as stop:
         print(f"stopped by SIGTERM after round {stop.clock}; the same command goes on", file=sys.stderr)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 
-def write(file: epath.Path, text: str) -> None:
+def write(file: epath.Path, content: str | bytes) -> None:
     """A whole file or none."""
     part = file.parent / f".{file.name}.tmp"
-    part.write_text(text)
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(file)
 
 

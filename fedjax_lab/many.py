@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lab import config as configs
-from fedjax_lab import registry, run, spec
+from fedjax_lab import platform, registry, run, spec
 from fedjax_lab.config import Config
 from fedjax_lab.types import Population, Record, Task
 
@@ -74,10 +73,17 @@ def train(config: Config | None = None, *, seeds: Sequence[int] = (0, 1, 2), swe
       report: called with a line on every device call.
 
     Returns:
-      One Trained per run, in the order of `grid`. A run that breaks off (NaN, infinity) says so and does not disturb the others.
+      One Trained per run: the last option varies fastest, and within each combination the seed. A run that breaks off (NaN, infinity)
+      says so and does not disturb the others.
 
     Raises:
       ValueError: a setting is not valid; the line names it, its value and the valid ones.
+
+    >>> runs = train(task="digits_logreg", clients=6, cohort=3, rounds=2, seeds=(0, 1), sweep={"lr": (0.1, 0.3)})
+    >>> [(run.config.options["lr"], run.config.seed) for run in runs]
+    [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    >>> all(run.history[-1]["test_loss"] < run.history[0]["test_loss"] for run in runs)
+    True
     """
     own_task = None if isinstance(task, str) else task
     config = configs.make({"task": task if own_task is None else own_task.name, **settings}) if config is None else config
@@ -175,15 +181,8 @@ def _counts(config: Config) -> list[int]:
 
 
 def room() -> float:
-    """Bytes of memory that a call may take: a share of what is free."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]) * len(jax.devices())
-    try:
-        with open("/proc/meminfo") as lines:
-            return SHARE * next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that a call may take."""
+    return platform.room(SHARE)
 
 
 def untraceable(many: Many) -> list[str]:
@@ -208,7 +207,7 @@ def _arguments(cells: Sequence[Config], names: Sequence[str], size: int) -> tupl
 
 def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Trained]]:
     """Runs the calls of a group, each with fewer runs where memory does not suffice."""
-    done, program = 0, None
+    done, program, spent = 0, None, run.spending(many.prepared)
     while done < len(many.cells):
         try:
             program = program or _compile(many, say)
@@ -225,7 +224,7 @@ def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Traine
         seconds = (time.perf_counter() - start) / len(part)
         say(f"{done + len(part)} of {len(many.cells)} runs of {many.cells[0].method}: {seconds * len(part):.1f} s")
         for i, cell in enumerate(part):
-            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds)
+            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds, spent)
         done += len(part)
 
 
@@ -249,13 +248,13 @@ def _shrink(many: Many) -> Many | None:
     return _prepare(many.cells, many.task, many.prepared.population, many.size // 2, 1) if many.size > many.batch.devices else None
 
 
-def read(config: Config, record: Record, seconds: float) -> Trained:
-    """The rows of one run from its records [E, ...]."""
+def read(config: Config, record: Record, seconds: float, spent: Callable[[Mapping[str, Any]], int]) -> Trained:
+    """The rows of one run from its records [E, ...]; `spent` as in run.advance."""
     now = run.Progress(())
     for at, count in enumerate(_counts(config)):
         elapsed, piece = seconds * (now.clock + count) / config.rounds, jax.tree.map(lambda x, at=at: x[at], record)
         try:
-            now = run.advance(config, now._replace(seconds=elapsed), piece, count)
+            now = run.advance(config, now._replace(seconds=elapsed), piece, count, spent)
         except run.Diverged as error:
             return Trained(config, list(now.history), str(error))
         if run.finished(config, now):

@@ -21,6 +21,18 @@ def cores() -> int:
     return 1 << (len(os.sched_getaffinity(0)).bit_length() - 1) if hasattr(os, "sched_getaffinity") else 1
 
 
+def room(share: float) -> float:
+    """Bytes of the devices' memory that a share of what is free comes to; CPU devices have the host's."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return share * (stats["bytes_limit"] - stats["bytes_in_use"]) * len(jax.devices())
+    try:
+        with open("/proc/meminfo") as lines:
+            return share * next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def join(coordinator: str | None = None, processes: str | None = None, process_id: str | None = None) -> None:
     """Makes this process one of several that run one program on the devices of all, by JAX's distributed runtime.
 

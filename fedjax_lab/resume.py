@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -57,6 +58,12 @@ def _find(path: str, config: Config, resume: str) -> Progress | None:
     return None
 
 
+def as_begun(path: str, config: Config) -> Config:
+    """The configuration with the chunk of the run in this folder where it is left open: other ones may change the last bits."""
+    chunk = processes.first(lambda: read_config(path)["config"]["chunk"])
+    return dataclasses.replace(config, chunk=chunk) if config.chunk == "auto" else config
+
+
 def demand_empty(path: str) -> None:
     """Refuses a folder that holds something, but for what a crash left before there was anything in it.
 
@@ -70,6 +77,10 @@ def demand_empty(path: str) -> None:
         raise ValueError(f"--workdir={path}: cannot be written ({error.strerror}); choose another folder") from None
     if there:
         raise ValueError(f"--workdir={path}: already holds {there[0]}; nothing is overwritten, choose a new folder")
+    if "://" not in path:
+        above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise ValueError(f"--workdir={path}: cannot be written ({above} is {'read-only' if above.is_dir() else 'no folder'}); choose another folder")
 
 
 def read_config(path: str) -> dict[str, Any]:

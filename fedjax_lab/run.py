@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab import config as configs
-from fedjax_lab import platform, registry, spec, tasks
+from fedjax_lab import chunks, platform, registry, spec, tasks
 from fedjax_lab.config import Config
-from fedjax_lab.engine import processes
+from fedjax_lab.engine import ledger, processes
 from fedjax_lab.types import Method, Population, Record, Simulation, State, Task, Tree
 
 
@@ -30,6 +30,7 @@ class Progress(NamedTuple):
     """How far a run has come: everything that evolves. All but the state fits into JSON.
 
     clock: rounds trained;  seconds: since the first evaluation, compilation apart;  bytes_up, bytes_down: in all;
+    flops: floating-point operations of local training, see engine.ledger;
     sums: {metric: sum over the rounds since the last evaluation};  history: one row per evaluation.
     """
 
@@ -38,6 +39,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    flops: int = 0
     sums: Mapping[str, float] = {}
     history: tuple[dict[str, float], ...] = ()
 
@@ -54,18 +56,24 @@ class Model(NamedTuple):
     params: Tree
 
     def predict(self, x: Any, **more: Any) -> jax.Array:
-        """Outputs [B, ...] for inputs x [B, ...] (logits for classification); `more` are further arrays that the model reads."""
+        """Outputs [B, ...] for inputs x [B, ...] (logits for classification); `more` are further arrays [B, ...] that the model reads."""
         return jax.jit(self.task.apply)(self.params, {"x": jnp.asarray(x), **more})
 
 
 class Prepared(NamedTuple):
-    """Everything a run needs before its first round."""
+    """Everything a run needs before its first round.
+
+    build: (chunk=...) -> Simulation, the same with so many clients side by side.
+    compile_seconds: what compiling has taken so far.
+    """
 
     config: Config
     task: Task
     method: Method
     population: Population
     simulation: Simulation
+    build: Callable[..., Simulation]
+    compile_seconds: float = 0.0
 
 
 class Run(NamedTuple):
@@ -98,19 +106,27 @@ def train(config: Config | None = None, *, task: str | Task | None = None, metho
       ValueError: a setting is not valid; the line names it, its value and the valid ones.
       Diverged: a loss or an upload became NaN or infinite; rows reported before are kept by whoever received them.
       OSError: the folder cannot be written any more; what was written before is kept.
+
+    >>> run = train(task="digits_logreg", clients=6, cohort=3, rounds=4, eval_every=2, options={"lr": 0.1})
+    >>> [row["round"] for row in run.history]
+    [0, 2, 4]
+    >>> run.history[-1]["test_accuracy"] > run.history[0]["test_accuracy"]
+    True
+    >>> run.model.predict(np.zeros((5, 8, 8, 1), np.float32)).shape
+    (5, 10)
     """
     own_task, own_method, own_population = (None if isinstance(x, str) else x for x in (task, method, population))
     named = {"task": task if own_task is None else own_task.name, "method": method if own_method is None else own_method.info.name,
              "population": population if own_population is None else None}
     config = configs.make({**named, **settings}) if config is None else config
-    make = functools.partial(prepare, config, task=own_task, population=own_population, method=own_method)
+    make = functools.partial(prepare, task=own_task, population=own_population, method=own_method)
     if workdir is None:
-        return follow(make(), report)
-    from fedjax_lab.resume import find
+        return follow(chunks.fitted(make(config)), report)
+    from fedjax_lab.resume import as_begun, find
     from fedjax_lab.workdir import WorkDir
 
     start = find(workdir, config, resume)
-    prepared = make()
+    prepared = chunks.fitted(make(as_begun(workdir, config) if start else config))
     with WorkDir(workdir, prepared, start) as folder:
         return follow(prepared, report, folder.start, folder.keep)
 
@@ -124,7 +140,7 @@ def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], No
       start: where to go on, round 0 by default.
       keep: called with the progress after every device call, before `report`.
     """
-    begin, compile_seconds = time.perf_counter(), None
+    begin, compile_seconds = time.perf_counter() - prepared.compile_seconds, None
     for now in rounds(prepared, start):
         first = compile_seconds is None
         if first:
@@ -139,7 +155,20 @@ def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], No
 
 def prepare(config: Config, *, task: Task | None = None, population: Population | None = None, method: Method | None = None,
             build: Callable[..., Any] | None = None) -> Prepared:
-    """Data, task, method and program of a run, checked and ready; nothing is compiled yet. `build` lowers, by default engine.sync's."""
+    """Data, task, method and program of a run, checked and ready; nothing is compiled yet.
+
+    Args:
+      config: the whole configuration.
+      task, population, method: one's own, instead of those that the configuration names.
+      build: what lowers the method to a program, by default engine.sync's.
+
+    Raises:
+      ValueError: a setting is not valid; the line names it, its value and the valid ones.
+
+    >>> prepared = prepare(Config(task="digits_logreg", clients=6, cohort=3))
+    >>> prepared.population.clients, prepared.simulation.plan["parameters"]
+    (6, 650)
+    """
     from fedjax_lab.engine import mesh, sync
     from fedjax_lab.parts.cohorts.text import from_text
 
@@ -157,13 +186,15 @@ def prepare(config: Config, *, task: Task | None = None, population: Population 
     participation = from_text(config.participation, population.clients, config.cohort)
     devices = mesh.make(None if config.devices == "auto" else config.devices, config.model_devices)
     processes.agree("the configuration", str([f for f in configs.flags(config) if not f.startswith(("--data_dir", "--cache_dir"))]))
-    simulation = (build or sync.build)(
-        task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
-        chunk=default_chunk(task, devices, participation.slots) if config.chunk == "auto" else config.chunk,
+    build = functools.partial(
+        build or sync.build, task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
         length=min(config.eval_every, config.rounds), eval_clients=config.eval_clients, streamed=config.population != "device",
         client_state=config.client_state,
     )
-    return Prepared(config, task, method, population, simulation)
+    chunk = config.chunk
+    if chunk == "auto":
+        chunk = int(processes.gather(chunks.first(config, task, population.train.examples, devices, participation.slots))[0, 0])
+    return Prepared(config, task, method, population, build(chunk=chunk), build)
 
 
 def _dressed(config: Config, task: Task, method: Method | None, population: Population) -> tuple[Task, Method]:
@@ -235,41 +266,42 @@ def default_partition(source: Any) -> str:
     return "natural" if source.keys else "community" if source.edges is not None else "dirichlet:0.3" if source.classes else "iid"
 
 
-def default_chunk(task: Task, mesh, cohort: int) -> int:
-    """Clients side by side: on a CPU few, since one client's products already fill a core; elsewhere as many as a memory share allows."""
-    if mesh.devices.flat[0].platform == "cpu":
-        return 1
-    from fedjax_lab import tree
-
-    size = tree.nbytes(jax.eval_shape(task.init, jax.random.key(0)))
-    return int(max(1, min(-(-cohort // mesh.shape["clients"]), 2**31 // max(4 * size, 1))))
-
-
 def rounds(prepared: Prepared, start: Progress | None = None) -> Iterator[Progress]:
     """Trains, yielding the progress before the first round and after every device call; the state in it is dead once the next is asked for.
 
     A device call ends at an evaluation, at a checkpoint's round, or after about `max_segment_seconds`; where it ends changes no bit.
 
+    Args:
+      prepared: by `prepare`.
+      start: where to go on, round 0 by default.
+
     Raises:
+      ValueError: a target accuracy of a task that has no accuracy.
       Diverged: see `train`.
+
+    >>> prepared = prepare(Config(task="digits_logreg", clients=6, cohort=3, rounds=2))
+    >>> losses = {now.clock: now.row["test_loss"] for now in rounds(prepared) if now.row}
+    >>> sorted(losses), losses[2] < losses[0]
+    ([0, 2], True)
     """
     config, sim = prepared.config, prepared.simulation
     if start is not None and finished(config, start):
         yield start
         return
     now = start or Progress(sim.init(sim.world, jax.random.key(config.seed)))
-    origin, limit = None, 1
+    origin, limit, spent = None, 1, spending(prepared)
     while origin is None or not finished(config, now):
         count = 0 if origin is None else min(int(processes.gather(limit)[0, 0]), _distance(config, now.clock))
         begin = time.perf_counter()
-        state, record = sim.segment(sim.world, now.state, jnp.int32(now.clock), jnp.int32(count))
+        due = jnp.bool_(_evaluated(config, now.clock + count))
+        state, record = sim.segment(sim.world, now.state, jnp.int32(now.clock), jnp.int32(count), due)
         record = jax.device_get(record)
         end = time.perf_counter()
         if origin is None:  # nothing but an evaluation, and the compilation
             origin = end - now.seconds
         else:
             limit = max(1, int(count * config.max_segment_seconds / (end - begin)))
-        now = advance(config, now._replace(state=state, seconds=end - origin), record, count)
+        now = advance(config, now._replace(state=state, seconds=end - origin), record, count, spent)
         yield now
         if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
             raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
@@ -281,14 +313,24 @@ def finished(config: Config, now: Progress) -> bool:
     return now.clock >= config.rounds or (target is not None and row.get("test_accuracy", -1) >= target)
 
 
+def _evaluated(config: Config, clock: int) -> bool:
+    """Whether an evaluation belongs to this round."""
+    return clock % config.eval_every == 0 or clock >= config.rounds
+
+
 def _distance(config: Config, clock: int) -> int:
     """Rounds from here to the next evaluation or checkpoint."""
     every, _ = configs.interval(config.checkpoint_every)
     return int(min(config.eval_every - clock % config.eval_every, every - clock % every, config.rounds - clock))
 
 
-def advance(config: Config, now: Progress, record: Record, count: int) -> Progress:
-    """The progress after `count` more rounds, from their reports, with a row where an evaluation is due.
+def spending(prepared: Prepared) -> Callable[[Mapping[str, np.ndarray]], int]:
+    """(reports of rounds) -> operations of local training in them."""
+    return functools.partial(ledger.spent, prepared.simulation.costs(), np.asarray(prepared.population.train.size))
+
+
+def advance(config: Config, now: Progress, record: Record, count: int, spent: Callable[[Mapping[str, np.ndarray]], int]) -> Progress:
+    """The progress after `count` more rounds, from their reports and what they took, with a row where an evaluation is due.
 
     Raises:
       Diverged: see `train`.
@@ -297,9 +339,9 @@ def advance(config: Config, now: Progress, record: Record, count: int) -> Progre
     reports = {k: v[:count] for k, v in record.rounds.items()}
     up, down = (sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way)) for way in ("bytes_up", "bytes_down"))
     add = functools.partial(functools.reduce, operator.add)  # one by one: the cut of the rounds must not show
-    sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1}
-    now = now._replace(clock=now.clock + count, bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, sums=sums)
-    if now.row or now.clock % config.eval_every and now.clock < config.rounds:
+    sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1 and v.dtype != bool}
+    now = now._replace(clock=now.clock + count, bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, flops=now.flops + spent(reports), sums=sums)
+    if now.row or not _evaluated(config, now.clock):
         return now
     row = _row(now, record.evaluation)
     if now.history and not np.isfinite(row["test_loss"]):
@@ -312,7 +354,8 @@ def _row(now: Progress, evaluation: Mapping[str, np.ndarray]) -> dict[str, float
     names = sorted(evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
     evaluated = {k: float(evaluation[k]) for k in names}
     trained = {f"train_{k}": v / rounds for k, v in now.sums.items() if rounds}
-    return {"round": now.clock, "seconds": round(now.seconds, 4), **evaluated, **trained, "bytes_up": now.bytes_up, "bytes_down": now.bytes_down}
+    return {"round": now.clock, "seconds": round(now.seconds, 4), **evaluated, **trained,
+            "bytes_up": now.bytes_up, "bytes_down": now.bytes_down, "flops": now.flops}
 
 
 def _check_finite(record, clock: int, count: int) -> None:
@@ -322,8 +365,12 @@ def _check_finite(record, clock: int, count: int) -> None:
         everyone = np.arange(reports["all_finite"].shape[1])
         ids = np.concatenate([ids, np.broadcast_to(everyone, reports["all_finite"].shape)], 1)
         broken = np.concatenate([broken, ~reports["all_finite"]], 1)
-    if broken.any():
-        first = int(np.argmax(broken.any(1)))
+    failed = broken.any(1) | ~reports["sound"]
+    if failed.any():
+        first = int(np.argmax(failed))
+        if not broken[first].any():
+            raise Diverged(f"round {clock + first + 1}: what the server made of the uploads is not finite, though every client's loss was; "
+                           "a smaller lr is the usual cure")
         clients = sorted({*ids[first][broken[first]].tolist()})
         named = ", ".join(map(str, clients[:10])) + (f" and {len(clients) - 10} more" if len(clients) > 10 else "")
         raise Diverged(f"round {clock + first + 1}: loss or upload is not finite at client{'s' * (len(clients) > 1)} {named}; "

@@ -84,6 +84,7 @@ class Population(NamedTuple):
 
     @property
     def clients(self) -> int:
+        """N."""
         return self.train.size.shape[0]
 
 
@@ -116,6 +117,7 @@ class View(NamedTuple):
 
     @property
     def size(self) -> jax.Array:
+        """Number of the client's examples, int32."""
         return self.stream.size[self.client]
 
     def take(self, positions: jax.Array, mask: jax.Array) -> Batch:
@@ -156,7 +158,10 @@ class ClientData(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """Who was heard in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number)."""
+    """Who was heard in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number).
+
+    counts: [S, C] training examples per class of those who were heard, zero for the others.
+    """
 
     ids: jax.Array
     mask: jax.Array
@@ -164,6 +169,7 @@ class Cohort(NamedTuple):
     steps: jax.Array
     clients: int
     clock: jax.Array
+    counts: jax.Array | None = None
 
 
 class Result(NamedTuple):
@@ -373,9 +379,11 @@ class Simulation(NamedTuple):
 
     world: everything that does not evolve, an argument of every call, never a closure.
     init: (world, key) -> State.
-    segment: (world, state, clock, rounds) -> (state, Record): `rounds` rounds in one device call, then one evaluation.
+    segment: (world, state, clock, rounds, due=True) -> (state, Record): `rounds` rounds in one device call, then an evaluation where one
+        is due; the record's evaluation is zeros where not.
     length: the most rounds one segment may have.
     plan: what will run where, for people: devices, chunk, lanes, clients, parameters, bytes.
+    costs: () -> per phase, what local training costs in operations; see engine.ledger.
     """
 
     world: Tree
@@ -383,14 +391,16 @@ class Simulation(NamedTuple):
     segment: Callable[..., tuple[State, "Record"]]
     length: int
     plan: Mapping[str, Any]
+    costs: Callable[[], Sequence[Any]] = tuple
 
 
 class Record(NamedTuple):
     """What a segment reports.
 
     rounds: {name: [R, ...]} per round, rows beyond the rounds asked for are zero: "loss" [R], "ids", "mask" (who started), "heard" and
-        "finite" [R, S], "bytes_up" and "bytes_down" [R, S] uint32, the method's and the sampler's own metrics [R]; where a phase is
-        with everyone, "all_finite", "all_bytes_up" and "all_bytes_down" [R, N] of such phases, by id.
+        "finite" [R, S], "sound" [R] (whether all aggregates were finite), "bytes_up" and "bytes_down" [R, S] uint32, "steps<p>" [R, S] taken
+        in phase p, the method's and the sampler's own metrics [R]; where a phase is with everyone, "all_finite",
+        "all_bytes_up", "all_bytes_down" and "all_steps<p>" [R, N] of such phases, by id.
     evaluation: {name: scalar}, the models after the last round.
     """
 

@@ -1,4 +1,5 @@
-"""The files of a run: config.json, run.flags, partition.json, metrics.jsonl, curves.png, partition.png and the checkpoints.
+"""The files of a run: config.json, run.flags, partition.json, partition.npz, metrics.jsonl, curves.png, partition.png and the checkpoints;
+with --tensorboard an event file.
 
 A checkpoint holds everything that evolves, the rows of metrics.jsonl included, so a run goes on from its last whole checkpoint as if
 nothing had happened. All other files follow from it and from the configuration.
@@ -7,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import platform as machine
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -22,9 +24,10 @@ from etils import epath
 from fedjax_lab import config as configs
 from fedjax_lab import guard, resume, tasks
 from fedjax_lab.config import Config
-from fedjax_lab.data import manifest
+from fedjax_lab.data import manifest, picture
 from fedjax_lab.engine import checkpoint, processes
 from fedjax_lab.run import Diverged, Model, Prepared, Progress, finished
+from fedjax_lab.types import Task
 
 
 class Stopped(SystemExit):
@@ -42,6 +45,7 @@ class WorkDir:
       path: the folder; one process at a time may open it.
       prepared: the run.
       start: what `resume.find` found in the folder.
+      tensorboard: also writes an event file.
 
     Raises:
       ValueError: on entry, the folder cannot be written, another process has it open, or the data are not those of the run begun.
@@ -49,11 +53,11 @@ class WorkDir:
       Stopped: after SIGTERM.
     """
 
-    def __init__(self, path: str, prepared: Prepared, start: Progress | None = None):
+    def __init__(self, path: str, prepared: Prepared, start: Progress | None = None, tensorboard: bool = False):
         self.path, self._prepared, self.start = epath.Path(path), prepared, start
         self._rows, self._saved = (len(start.history), start.clock) if start else (0, 0)
         self._stack, self._checkpoints, self._terminated, self._last = contextlib.ExitStack(), None, False, time.monotonic()
-        self._metrics = None
+        self._metrics, self._tensorboard, self._events = None, tensorboard, None
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -81,6 +85,7 @@ class WorkDir:
             restore(self.path, start)
         if not start or not finished(self._prepared.config, start):
             describe(self.path, self._prepared)
+            self._events = events(self.path, start.history if start else ()) if self._tensorboard else None
             if "://" not in str(self.path):  # a bucket cannot append
                 self._metrics = (self.path / "metrics.jsonl").open("a" if start else "w")
                 stack.callback(_close, self._metrics)
@@ -104,6 +109,8 @@ class WorkDir:
             new = now.history[self._rows:]
             if new and self._metrics is None:
                 restore(self.path, now)
+            if new and self._events:
+                self._log(now, new)
             for row in new if self._metrics else ():
                 self._metrics.write(json.dumps(row) + "\n")
                 self._metrics.flush()
@@ -113,12 +120,20 @@ class WorkDir:
             if self._checkpoints and last:
                 self._checkpoints.wait_until_finished()
 
+    def _log(self, now: Progress, new: tuple[Mapping[str, float], ...]) -> None:
+        from fedjax_lab.metrics import tensorboard
+
+        if self._metrics is None:  # in a bucket
+            events(self.path, now.history)
+            return
+        with self._events.open("ab") as file:
+            file.write(tensorboard.encode(new, self._events, header=False))
+
     def _due(self, clock: int) -> bool:
         rounds, seconds = configs.interval(self._prepared.config.checkpoint_every)
         return clock % rounds == 0 or time.monotonic() - self._last >= seconds
 
     def _save(self, now: Progress, trees: Mapping[str, Any], over: bool) -> None:
-        from fedjax_lab.data import picture
         from fedjax_lab.metrics import curves
 
         config = self._prepared.config
@@ -166,6 +181,9 @@ def describe(folder: epath.Path, prepared: Prepared) -> None:
     guard.write(folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
     guard.write(folder / "run.flags", "\n".join(configs.flags(config)) + "\n")
     guard.write(folder / "partition.json", manifest.text(population.manifest))
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **picture.condensed(population))
+    guard.write(folder / "partition.npz", arrays.getvalue())
 
 
 def _close(file: Any) -> None:
@@ -183,6 +201,15 @@ def restore(path: str | epath.Path, start: Progress) -> None:
     file, text = epath.Path(path) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in start.history)
     if not file.exists() or file.read_text() != text:
         guard.write(file, text)
+
+
+def events(path: str | epath.Path, history: Iterable[Mapping[str, float]]) -> epath.Path:
+    """Writes the TensorBoard event file of these rows, in place of what is there."""
+    from fedjax_lab.metrics import tensorboard
+
+    file = tensorboard.place(epath.Path(path))
+    guard.write(file, tensorboard.encode(history, file))
+    return file
 
 
 def open_folder(path: str) -> epath.Path:
@@ -227,7 +254,7 @@ def history(path: str) -> list[dict[str, float]]:
     return rows
 
 
-def load(path: str, task=None) -> Model:
+def load(path: str, task: Task | None = None) -> Model:
     """The global model of a run's last checkpoint, ready for prediction.
 
     Args:
@@ -236,6 +263,11 @@ def load(path: str, task=None) -> Model:
 
     Raises:
       ValueError: the folder holds no run, or the run has no checkpoint yet.
+
+    >>> run = fedjax_lab.train(task="digits_logreg", clients=6, cohort=3, rounds=2, workdir="runs/one")
+    >>> x = np.ones((5, 8, 8, 1), np.float32)
+    >>> bool((load("runs/one").predict(x) == run.model.predict(x)).all())
+    True
     """
     folder = epath.Path(path)
     if not (folder / "config.json").exists():
@@ -248,11 +280,11 @@ def load(path: str, task=None) -> Model:
     return Model(task, checkpoint.place(saved.groups["model"], jax.eval_shape(task.init, jax.random.key(0))))
 
 
-def _task(record: Mapping[str, Any]):
+def _task(record: Mapping[str, Any]) -> Task:
     text = record["config"]["task"]
     source, model, options = tasks.split(text)
     example = {k: np.zeros((1, *shape), dtype) for k, (dtype, *shape) in record["example"].items()}
     return tasks.build(text, model, example, record["classes"], tasks.of_model(source, options), record["facts"])
 
 
-__all__ = ["Stopped", "WorkDir", "default_path", "describe", "history", "load", "open_folder", "restore", "versions"]
+__all__ = ["Stopped", "WorkDir", "default_path", "describe", "events", "history", "load", "open_folder", "restore", "versions"]

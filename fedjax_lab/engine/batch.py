@@ -5,6 +5,7 @@ one such group after the other. A run inside is the program of a run alone on on
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     devices, width: how many runs go at the same time;  short: the width would be larger with more memory.
     small: whether a call with many runs is a short one.
     plan: what will run where, for people.
+    costs: as of a Simulation.
     """
 
     world: Tree
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     short: bool
     small: bool
     plan: Mapping[str, Any]
+    costs: Callable[[], Sequence[Any]]
 
 
 def build(task: Task, method: Method, population: Population, participation: Participation, *, make: Callable[[Task, Mapping], Method],
@@ -83,7 +86,8 @@ def build(task: Task, method: Method, population: Population, participation: Par
 
     plan = {**plan, "devices": many.size, "side_by_side": width, "memory_bytes": many.size * (width * each + tree.nbytes(world))}
     world = meshes.place(world, meshes.replicated(many))
-    return Batch(world, across(single, many, width), many.size, width, fit < min(wanted, share), small, plan)
+    costs = functools.cache(lambda: sync.costs(s, world, shapes))
+    return Batch(world, across(single, many, width), many.size, width, fit < min(wanted, share), small, plan, costs)
 
 
 def across(single: Callable, mesh: Mesh, width: int) -> Callable:

@@ -2,10 +2,12 @@
 
 A checkpoint is a folder named by its round. It holds trees of arrays in groups (`model`, `state`), each as its bytes in a row, and
 notes (JSON) with their paths, shapes and checksums, so that damage is noticed. Arrays are whole, whatever mesh they come from, and
-go to the mesh that asks.
+go to the mesh that asks. Client tables that live off the devices have files of their own in it (engine.tables).
 """
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import warnings
 import zlib
@@ -18,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.engine import tables
 from fedjax_lab.types import Tree
 
 PIECE = 2**28  # bytes that orbax writes as one
@@ -52,17 +55,39 @@ def _first() -> Any:
 
 
 def save(manager: Any, clock: int, notes: Mapping[str, Any], **groups: Tree) -> None:
-    """Writes trees of arrays in the background; they may be donated as soon as this returns."""
+    """Writes trees of arrays in the background, client tables off the devices at once; all may change as soon as this returns."""
     import orbax.checkpoint as ocp
 
     items, about = {}, {}
     for name, tree in groups.items():
-        layout, data = _pack(tree)
-        about[name] = {"layout": layout, "sum": zlib.crc32(data)}
+        away = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree, tables.is_rows) if tables.is_rows(x)}
+        layout, data = _pack(jax.tree.map(lambda x: x._replace(rows=()) if tables.is_rows(x) else x, tree, is_leaf=tables.is_rows))
+        about[name] = {"layout": layout, "sum": zlib.crc32(data), "tables": bool(away)}
+        items |= {f"{name}_tables": _of_tables()(away)} if away else {}
         items[name] = ocp.args.StandardSave({f"{at:015d}": data[at:at + PIECE] for at in range(0, data.size, PIECE)})
     text = json.dumps({"groups": about, "notes": dict(notes)})
     items["notes"] = ocp.args.JsonSave({"text": text, "sum": zlib.crc32(text.encode())})
     manager.save(clock, args=ocp.args.Composite(**items), force=True)
+
+
+@functools.cache
+def _of_tables() -> type:
+    """orbax's argument for client tables, which has it write their files."""
+    import orbax.checkpoint as ocp
+
+    class Handler(ocp.CheckpointHandler):
+        def save(self, directory, args):
+            tables.write(directory, args.found)
+
+        def restore(self, directory, args=None):
+            return tables.read(directory)
+
+    @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    @dataclasses.dataclass
+    class Tables(ocp.args.CheckpointArgs):
+        found: Mapping[str, tables.Rows]
+
+    return Tables
 
 
 def newest(folder: epath.Path, *groups: str) -> Saved | None:
@@ -102,6 +127,8 @@ def _read(path: epath.Path, groups: tuple[str, ...]) -> Saved:
         data = np.concatenate([found[name][at] for at in sorted(found[name])])
         wrong |= zlib.crc32(data) != about["groups"][name]["sum"]
         found_groups[name] = _unpack(about["groups"][name]["layout"], data)
+        if about["groups"][name].get("tables"):
+            found_groups[name] |= tables.read(path / f"{name}_tables")
     if wrong:
         raise ValueError("its checksum is wrong")
     return Saved(about["notes"], found_groups)
@@ -132,12 +159,22 @@ def place(found: Mapping[str, np.ndarray], like: Tree) -> Tree:
     Raises:
       ValueError: a path, shape or dtype is another.
     """
-    def put(path, leaf):
+    def take(path, leaf, *rows):
         name, words = jax.tree_util.keystr(path), jax.eval_shape(_words, leaf)
-        value = found.get(name)
-        if value is None or (value.shape, value.dtype) != (words.shape, words.dtype):
+        value, shape = found.get(name), (*rows, *words.shape[len(rows):])
+        if value is None or (value.shape, value.dtype) != (shape, words.dtype):
             there = "nothing" if value is None else f"{value.dtype}{list(value.shape)}"
-            raise ValueError(f"the checkpoint does not fit: {name} is {there}, expected {words.dtype}{list(words.shape)}")
+            raise ValueError(f"the checkpoint does not fit: {name} is {there}, expected {words.dtype}{list(shape)}")
+        return value
+
+    def put(path, leaf):
+        if tables.is_rows(leaf):
+            known, rows = (tuple([*path, jax.tree_util.GetAttrKey(name)]) for name in ("known", "rows"))
+            leaf.known[...] = take(known, leaf.known)
+            ids = np.flatnonzero(leaf.known)
+            jax.tree_util.tree_map_with_path(lambda at, x: tables.fill(x, ids, take((*rows, *at), x, len(ids))), leaf.rows)
+            return leaf
+        value = take(path, leaf)
         if isinstance(leaf, np.ndarray):
             leaf[...] = value
             return leaf
@@ -145,7 +182,7 @@ def place(found: Mapping[str, np.ndarray], like: Tree) -> Tree:
         sharding = getattr(leaf, "sharding", None)
         return jax.device_put(value) if sharding is None else meshes.place(value, sharding)
 
-    return jax.tree_util.tree_map_with_path(put, like)
+    return jax.tree_util.tree_map_with_path(put, like, is_leaf=tables.is_rows)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -74,12 +74,15 @@ def per_client(values: dict[str, jax.Array], panel: Panel) -> dict[str, jax.Arra
 
 def spread(values: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
     """Mean, worst decile (mean of the lowest tenth of the clients) and standard deviation over clients of the accuracy, or of the
-    loss (the highest tenth) where the task has no accuracy. Clients count alike."""
+    loss (the highest tenth) where the task has no accuracy, and the quantiles q0, q10 .. q100: the value of the client at that place in
+    ascending order, the nearest one, without interpolation. Clients count alike."""
     name = "accuracy" if "accuracy" in values else "loss"
     v = values[name]
-    worst = jnp.sort(v) if name == "accuracy" else -jnp.sort(-v)
+    ascending = jnp.sort(v)
+    worst = ascending if name == "accuracy" else ascending[::-1]
     tenth = max(1, -(-v.shape[0] // 10))
     stats = {"mean": jnp.mean(v), "worst_decile": jnp.mean(worst[:tenth]), "std": jnp.std(v)}
+    stats |= {f"q{q}": ascending[round(q / 100 * (v.shape[0] - 1))] for q in range(0, 101, 10)}
     return {f"{prefix}client_test_{name}_{k}": x for k, x in stats.items()}
 
 

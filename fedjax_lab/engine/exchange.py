@@ -34,7 +34,8 @@ class Trace(NamedTuple):
     """What a client leaves behind per slot, besides its row.
 
     fields: {field: (value, weight)} of stacked fields;  keep: for the next phase;  metrics: scalars;
-    bytes_up, bytes_down: uint32;  finite: False where an upload or metric holds NaN or infinity.
+    bytes_up, bytes_down: uint32;  finite: False where a metric holds NaN or infinity; without a
+    "loss" among them the upload is looked at too.
     """
 
     fields: Mapping[str, tuple[Tree, Tree]]
@@ -77,7 +78,9 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
         streamed, fields = {}, {}
         for f, value in heard.items():
             (streamed if isinstance(rule_of(phase, f), Streaming) else fields)[f] = (value, weights[f])
-        finite = tree.finite((heard, dict(result.metrics))) | ~slot.heard
+        # a pass over each upload would keep it from being added as it is made; what a loss does not show, the aggregate does
+        watched = dict(result.metrics) if "loss" in result.metrics else (heard, dict(result.metrics))
+        finite = tree.finite(watched) | ~slot.heard
         charge = jnp.where(slot.heard, up, 0), jnp.where(slot.mask, down, 0)
         return sweeps.Outcome(streamed, (result.client, memory), Trace(fields, result.keep, dict(result.metrics), *charge, finite))
 

@@ -5,6 +5,7 @@ a client never mentions it. In a run of several processes each of them calls eve
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,27 @@ def place(tree: Tree, sharding: Tree) -> Tree:
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
     return jax.tree.map(_placed, tree, sharding)
+
+
+def spread(mesh: Mesh, own: Tree) -> Tree:
+    """Arrays of which every process has the rows [n / P, ...] of its own devices, in the order of the processes; see `joined`.
+
+    A process alone has all of them, and gives them to every device at once. n is a multiple of the devices.
+    """
+    if jax.process_count() == 1:
+        return place(own, replicated(mesh))
+    sharding = NamedSharding(mesh, P((CLIENTS, MODEL)))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), own)
+
+
+def joined(tree: Tree) -> Tree:
+    """The same arrays, all of each on every device of its mesh. What is not there yet is sent by those who have it."""
+    return jax.tree.map(lambda x: x if x.is_fully_replicated else _join(replicated(x.sharding.mesh))(x), tree)
+
+
+@functools.cache
+def _join(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import Tree
 
 T = TypeVar("T")
@@ -84,6 +83,4 @@ def whole(tree: Tree) -> Tree:
 def _whole(x: Any) -> Any:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_whole(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        x = jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
-    return np.asarray(x)
+    return np.asarray(x if not isinstance(x, jax.Array) or x.is_fully_addressable else meshes.joined(x))

@@ -1,4 +1,4 @@
-"""Populations and client tables that live off the device: what a segment touches travels, the rest stays where it is.
+"""Populations that live off the devices: what a segment touches travels, the rest stays where it is. See engine.tables for the rows.
 
 Who takes part does not depend on what is learned, so the draws of a segment are rolled out before it. Their clients' examples are
 packed into one slab of fixed size, and the clients' rows into another; the program finds a client by its place among the sorted ids of
@@ -7,17 +7,17 @@ of the next are packed.
 """
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_lab import keys
-from fedjax_lab.engine import processes
+from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import Facts, Key, Participation, Population, State, Stream, Tree
 
 NOBODY = np.iinfo(np.int32).max
@@ -36,11 +36,13 @@ class Share(NamedTuple):
     """What one segment touches of a population.
 
     facts: id int32 [U], ascending, NOBODY beyond the clients there are; their size [U] and counts [U, C];
-    population: these clients' examples in this order, or None where the whole population is on the devices.
+    population: these clients in this order, without examples, or None where the whole population is on the devices;
+    examples: {field: [n, ...]}, their training examples.
     """
 
     facts: Facts
     population: Population | None
+    examples: Mapping[str, Any] = {}
 
 
 def most(size: Any) -> int:
@@ -81,18 +83,24 @@ def roll(participation: Participation, length: int) -> Callable:
     return jax.jit(several)
 
 
-def pack(population: Population, found: np.ndarray, room: Bounds, examples: bool) -> Share:
-    """The share of these clients, found [K] in any order and multiplicity, with their examples where wanted."""
+def pack(population: Population, found: np.ndarray, room: Bounds, examples: bool, part: tuple[int, int] = (0, 1)) -> Share:
+    """The share of these clients, found [K] in any order and multiplicity, with their examples where wanted.
+
+    part: (p, P), of the training examples only the p-th of P equal pieces of the slab; no other rows are read.
+    """
     there = np.unique(found[found != NOBODY])
     facts = Facts(*(_padded(x, room.clients) for x in (there, population.train.size[there], population.counts[there])))
     facts = facts._replace(id=np.where(np.arange(room.clients) < len(there), facts.id, NOBODY).astype(np.int32))
     if not examples:
         return Share(facts, None)
     rows, offset, size = _rows(population.train, there, room.clients)
-    train = Stream({name: _padded(array[rows], room.train) for name, array in population.train.examples.items()}, offset, size)
+    piece = room.train // part[1]
+    own = rows[part[0] * piece : (part[0] + 1) * piece]
+    taken = {name: _padded(array[own], piece) for name, array in population.train.examples.items()}
+    train = Stream({}, offset, size)
     rows, offset, size = _rows(population.test, there, room.clients)
     test = Stream({}, offset, size, _padded(rows.astype(np.int32), room.test))
-    return Share(facts, Population(train, test, facts.counts))
+    return Share(facts, Population(train, test, facts.counts), taken)
 
 
 def _padded(x: np.ndarray, length: int) -> np.ndarray:
@@ -115,19 +123,22 @@ def _rows(stream: Stream, there: np.ndarray, room: int) -> tuple[np.ndarray, np.
 class Feeder:
     """Packs shares, one segment ahead.
 
+    In a run of several processes each reads the examples of its own piece of the slab, and the devices send the pieces to each other.
+
     Args:
       population: on the host, in arrays or anything that is indexed like them.
       participation: who is drawn.
       also: clients that every share holds.
       length: the most rounds in a segment.
       examples: whether the clients' examples travel.
-      put: moves a share to the devices.
+      mesh: of the devices that shares go to.
     """
 
-    def __init__(self, population: Population, participation: Participation, also: Any, length: int, examples: bool, put: Callable):
-        self._population, self._also, self._examples, self._put = population, np.asarray(also, np.int32), examples, put
+    def __init__(self, population: Population, participation: Participation, also: Any, length: int, examples: bool, mesh: Mesh):
+        self._population, self._also, self._examples, self._mesh = population, np.asarray(also, np.int32), examples, mesh
         clients = min(length * participation.slots + len(self._also), population.clients)
-        self.room = Bounds(clients, *(max(1, largest(side.size, clients)) if examples else 0 for side in (population.train, population.test)))
+        train, test = (max(1, largest(side.size, clients)) if examples else 0 for side in (population.train, population.test))
+        self.room = Bounds(clients, -(-train // mesh.size) * mesh.size, test)
         nobody = pack(population, np.zeros(0, np.int32), self.room, examples)
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nobody)
         self._roll = roll(participation, length)
@@ -142,6 +153,7 @@ class Feeder:
         else:
             share, after = self._begin(state.participation, state.key, clock, rounds)
         share = share.result()
+        share = share._replace(examples=meshes.joined(share.examples))  # here, since programs in which all processes take part need an order
         if rounds:
             self._ahead = ((key, clock + rounds, rounds), *self._begin(after, state.key, clock + rounds, rounds))
         return share
@@ -151,57 +163,10 @@ class Feeder:
         return self._thread.submit(self._prepare, np.asarray(found)), after
 
     def _prepare(self, found: np.ndarray) -> Share:
-        return self._put(pack(self._population, np.concatenate([found.reshape(-1), self._also]), self.room, self._examples))
-
-
-class Rows(NamedTuple):
-    """A client table off the devices, as part of State: arrays [N, ...] on the host, and whose row was ever written, bool [N]."""
-
-    rows: Tree
-    known: np.ndarray
-
-
-class Table:
-    """Reads and writes the rows of a segment's clients. A row that was never written is a first one.
-
-    Args:
-      clients: N.
-      like: shapes of the rows of some clients [n, ...].
-      where: "host", or "disk" for files that have no name and end with the process.
-
-    Raises:
-      ValueError: a row holds random keys, which only devices hold.
-    """
-
-    def __init__(self, clients: int, like: Tree, where: str):
-        if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) for x in jax.tree.leaves(like)):
-            raise ValueError(f"client_state={where}: the method's rows hold random keys; choose device")
-        self._like, self._clients, self._where = like, clients, where
-
-    def new(self) -> Rows:
-        """The table before the first round."""
-        rows = jax.tree.map(lambda x: self._blank((self._clients, *x.shape[1:]), x.dtype), self._like)
-        return Rows(rows, self._blank((self._clients,), bool))
-
-    def _blank(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        if self._where == "disk" and np.prod(shape):
-            return np.memmap(tempfile.TemporaryFile(), np.dtype(dtype), "w+", shape=shape)
-        return np.zeros(shape, dtype)
-
-    def read(self, table: Rows, share: Share, fresh: Tree) -> Tree:
-        """The rows [U, ...] of a share, `fresh` where none was written."""
-        ids = np.minimum(np.asarray(share.facts.id), self._clients - 1)
-        known = table.known[ids]
-        return jax.tree.map(lambda t, new: np.where(known.reshape(-1, *[1] * (t.ndim - 1)), t[ids], new), table.rows, processes.whole(fresh))
-
-    def write(self, table: Rows, share: Share, rows: Tree) -> Rows:
-        """The table with a segment's rows written into it, in place."""
-        ids = np.asarray(share.facts.id)
-        there = ids != NOBODY
-        for into, new in zip(jax.tree.leaves(table.rows), jax.tree.leaves(processes.whole(rows)), strict=True):
-            into[ids[there]] = new[there]
-        table.known[ids[there]] = True
-        return table
+        part = (jax.process_index(), jax.process_count())
+        share = pack(self._population, np.concatenate([found.reshape(-1), self._also]), self.room, self._examples, part)
+        fixed = meshes.place(share._replace(examples={}), meshes.replicated(self._mesh))
+        return fixed._replace(examples=meshes.spread(self._mesh, share.examples))
 
 
 def facts_of(population: Population) -> Facts:
@@ -209,4 +174,4 @@ def facts_of(population: Population) -> Facts:
     return Facts(np.arange(population.clients, dtype=np.int32), *(np.asarray(x) for x in (population.train.size, population.counts)))
 
 
-__all__ = ["NOBODY", "Feeder", "Rows", "Share", "Table", "facts_of", "largest", "most", "pack", "roll"]
+__all__ = ["NOBODY", "Feeder", "Share", "facts_of", "largest", "most", "pack", "roll"]

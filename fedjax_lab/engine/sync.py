@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from fedjax_lab import keys, tree
 from fedjax_lab.engine import clients as sweeps
-from fedjax_lab.engine import evaluate, exchange, stream
+from fedjax_lab.engine import evaluate, exchange, ledger, stream, tables
 from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import (
     Census,
@@ -151,7 +151,8 @@ def _resident(s: Setting, population: Population, panel: evaluate.Panel) -> Simu
     shapes = jax.eval_shape(start, world, jax.random.key(0))
     shardings = _shardings(s.lay.mesh, s.clients, shapes)
     run = jax.jit(segment, donate_argnums=(1,), out_shardings=(shardings, everywhere))
-    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world))
+    cost = functools.cache(lambda: costs(s, world, shapes))
+    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world), cost)
 
 
 def program(s: Setting) -> tuple[Callable[[World, Key], State], Callable[..., tuple[State, Record]]]:
@@ -169,20 +170,21 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
     """The population, the clients' rows, or both live off the devices; a segment's share of them travels. See engine.stream."""
     everywhere = meshes.replicated(s.lay.mesh)
     put = functools.partial(meshes.place, sharding=everywhere)
-    feeder = stream.Feeder(population, s.participation, panel.ids if s.method.personal else (), s.length, s.streamed, put)
+    feeder = stream.Feeder(population, s.participation, panel.ids if s.method.personal else (), s.length, s.streamed, s.lay.mesh)
     resident = Population((), Stream(population.test.examples, (), ()), ()) if s.streamed else population
     fixed = put(World(resident._replace(manifest={}), panel))
 
     def world_of(world: World, share: stream.Share) -> World:
         if share.population is None:
             return world._replace(ids=share.facts.id)
-        test = share.population.test._replace(examples=world.population.test.examples)
-        return World(share.population._replace(test=test), world.panel, share.facts.id)
+        train, test = share.population.train, share.population.test
+        train, test = train._replace(examples=share.examples), test._replace(examples=world.population.test.examples)
+        return World(share.population._replace(train=train, test=test), world.panel, share.facts.id)
 
     like = jax.eval_shape(world_of, fixed, feeder.like)
     new_rows = jax.jit(lambda key, facts: _rows(s, like, key, facts))
     begin = jax.jit(lambda key: _begin(s, key))
-    table = stream.Table(s.clients, jax.eval_shape(new_rows, jax.random.key(0), feeder.like.facts), client_state) if s.away else None
+    table = tables.Table(s.clients, jax.eval_shape(new_rows, jax.random.key(0), feeder.like.facts), client_state) if s.away else None
 
     def state_of(key, facts):
         server, participation = _begin(s, key)
@@ -195,24 +197,28 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
     def start(world, key):
         if not s.away:
             return jax.jit(state_of, out_shardings=shardings)(key, stream.facts_of(population))
-        server, participation = put(begin(key))
+        (server, participation), key = put((begin(key), key))
         return State(server, table.new(), (), participation, key)
 
-    def segment(world, state, clock, rounds):
+    def segment(world, state, clock, rounds, due=True):
         share = feeder.take(state, int(clock), int(rounds))
         if table is None:
-            return run(world_of(world, share), state, clock, rounds)
+            return run(world_of(world, share), state, clock, rounds, due)
         clients, wires = meshes.place(table.read(state.clients, share, new_rows(state.key, share.facts)), (shardings.clients, shardings.wires))
-        after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds)
+        after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds, due)
         return after._replace(clients=table.write(state.clients, share, (after.clients, after.wires)), wires=()), record
 
-    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like))
+    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like), functools.cache(lambda: costs(s, like, shapes)))
 
 
 def _segment(s: Setting):
-    def segment(world, state, clock, rounds):
+    def segment(world, state, clock, rounds, due=True):
         state, reports = _rounds(s, world, state, clock, rounds)
-        return state, Record(reports, _evaluate(s, world, state))
+        evaluation = functools.partial(_evaluate, s, world, state)
+        if due is True:  # known to the compiler
+            return state, Record(reports, evaluation())
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluation))
+        return state, Record(reports, jax.lax.cond(due, evaluation, lambda: nothing))
 
     return segment
 
@@ -273,7 +279,8 @@ class Seats(NamedTuple):
     """Who sits where in a phase.
 
     lay: of the slots;  cohort: in canonical order;  started: bool [S], like the cohort's mask, and those that are not heard;
-    slots: in device order;  rows: where in the client tables the slots write, N for nowhere;  active: whether the phase takes place.
+    slots: in device order;  rows: where in the client tables the slots write, N for nowhere;  steps: int32 [S] of those who started;
+    active: whether the phase takes place.
     """
 
     lay: sweeps.Layout
@@ -281,6 +288,7 @@ class Seats(NamedTuple):
     started: jax.Array
     slots: exchange.Slot
     rows: jax.Array
+    steps: jax.Array
     active: jax.Array | bool = True
 
     def only(self, active: jax.Array) -> Seats:
@@ -297,7 +305,7 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
     seats = {False: _seats(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)}
     if s.all is not None:
         seats[True] = _everyone(s, world, draw, clock)
-    clients, server, wires, traces = state.clients, state.server, [], []
+    clients, server, wires, traces, sound = state.clients, state.server, [], [], jnp.bool_(True)
     phases = enumerate(zip(s.method.exchanges, state.wires, strict=True))
     for everyone, group in itertools.groupby(phases, lambda numbered: numbered[1][0].everyone):
         rows = _gather(clients, seats[everyone].rows)  # once for all phases in succession over the same cohort
@@ -306,14 +314,16 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             at = at if phase.when is None else at.only(phase.when(keys.purpose(key, "when"), clock))
             memory = _gather(table, seats[everyone].rows)
             out = exchange.run(at.lay, phase, f"phase{number}", s.view, (world, server, key, clock), at.slots, (rows, memory))
-            served = phase.serve(keys.purpose(key, f"serve{number}"), server, exchange.aggregates(at.lay, phase, out, at.cohort), at.cohort)
+            aggregates = exchange.aggregates(at.lay, phase, out, at.cohort)
+            sound &= tree.finite(aggregates)
+            served = phase.serve(keys.purpose(key, f"serve{number}"), server, aggregates, at.cohort)
             server = served if phase.when is None else tree.select(at.active, served, server)
             rows, memory = out.row
             wires.append(_scatter(table, at.rows, memory))
             seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
             traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
         clients = _scatter(clients, seats[everyone].rows, rows)
-    return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), **draw.metrics}
+    return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), "sound": sound, **draw.metrics}
 
 
 def _gather(table: Tree, at: jax.Array) -> Tree:
@@ -335,12 +345,13 @@ def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: ja
     order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present), num_keys=3)
     lost, _, ids, mask, size, steps, allowance, present = meshes.constrain(order, meshes.replicated(lay.mesh))
     heard = ~lost
-    cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock)
+    counts = jnp.where(heard[:, None], world.population.counts[s.place(world, ids)], 0)
+    cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock, counts)
     dealt = lay.deal(ids)
     slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
     rows = jnp.where(slots.heard, s.row(world, dealt), s.clients)
     slots, rows = meshes.constrain((slots, rows), meshes.replicated(lay.mesh))  # else the compiler cuts them, and sends them around to gather by
-    return Seats(lay, cohort, mask, slots, rows)
+    return Seats(lay, cohort, mask, slots, rows, steps)
 
 
 def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:
@@ -363,22 +374,23 @@ def _report(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchang
             metrics[name] = jnp.where(at.active, mean, metrics[name]) if name in metrics else mean
     drawn = seats[False].cohort
     who = {"ids": drawn.ids, "mask": seats[False].started, "heard": drawn.mask}
-    ledger = _ledger([(at, trace) for everyone, at, trace in traces if not everyone], drawn)
+    sums = _ledger([(number, *rest) for number, (all_, *rest) in enumerate(traces) if not all_], drawn)
     if True not in seats:
-        return {**metrics, **who, **ledger}
+        return {**metrics, **who, **sums}
     everyone = seats[True].cohort
-    ledger_of_all = _ledger([(at, trace) for everyone, at, trace in traces if everyone], everyone)
-    return {**metrics, **who, **ledger, **{f"all_{k}": jnp.zeros_like(v).at[everyone.ids].set(v) for k, v in ledger_of_all.items()}}
+    of_all = _ledger([(number, *rest) for number, (all_, *rest) in enumerate(traces) if all_], everyone)
+    return {**metrics, **who, **sums, **{f"all_{k}": jnp.zeros_like(v).at[everyone.ids].set(v) for k, v in of_all.items()}}
 
 
-def _ledger(traces: list[tuple[Seats, exchange.Trace]], cohort: Cohort) -> Mapping[str, jax.Array]:
-    """Bytes of all phases, and who broke, per slot."""
+def _ledger(traces: list[tuple[int, Seats, exchange.Trace]], cohort: Cohort) -> Mapping[str, jax.Array]:
+    """Steps of each phase, bytes of all, and who broke, per slot."""
     finite = jnp.ones_like(cohort.mask)
-    for at, trace in traces:  # what broke in one phase spreads in the next: the first names the clients
+    for _, at, trace in traces:  # what broke in one phase spreads in the next: the first names the clients
         finite = jnp.where(jnp.all(finite), trace.finite | ~at.cohort.mask, finite)
     none = jnp.zeros(cohort.mask.shape, jnp.uint32)
-    bytes_of = {name: sum((getattr(trace, name) for _, trace in traces), none) for name in ("bytes_up", "bytes_down")}
-    return {"finite": finite, **bytes_of}
+    bytes_of = {name: sum((getattr(trace, name) for *_, trace in traces), none) for name in ("bytes_up", "bytes_down")}
+    steps = {f"steps{number}": jnp.where(at.started, at.steps, 0) for number, at, _ in traces}
+    return {"finite": finite, **bytes_of, **steps}
 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:
@@ -394,6 +406,32 @@ def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]
     key = keys.purpose(state.key, "personal")
     own = evaluate.personal(s, key, state.server, _gather(state.clients, s.row(world, ids)), world, lay)
     return {**report, **evaluate.spread(own, "personal_")}
+
+
+def costs(s: Setting, world: World, shapes: State) -> list[ledger.Cost]:
+    """What a client's work in each phase costs; only shapes matter."""
+
+    def work(capacity: int) -> list[ledger.Flops]:
+        small, found, keep = s._replace(capacity=(capacity, s.capacity[1])), [], {False: (), True: ()}
+        row = jax.eval_shape(lambda rows: jax.tree.map(lambda x: x[0], rows), shapes.clients)
+        slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
+        for phase in s.method.exchanges:
+
+            def local(world, key, server, row, keep, phase=phase):
+                data = small.view(world, slot._replace(keep=keep), jnp.int32(0))
+                return phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
+
+            jaxpr, result = jax.make_jaxpr(local, return_shape=True)(world, jax.random.key(0), shapes.server, row, keep[phase.everyone])
+            found.append(ledger.count(jaxpr.jaxpr))
+            row, keep[phase.everyone] = result.client, result.keep
+        return found
+
+    whole = work(s.capacity[0])
+    try:
+        of = {1: work(1), 2: work(2), s.capacity[0]: whole}
+    except (TypeError, ValueError):  # the method holds arrays of a batch's width: short batches count as whole ones
+        return [ledger.Cost(flops.once, 0, flops.turn, 0, 1, phase.everyone) for flops, phase in zip(whole, s.method.exchanges, strict=True)]
+    return [ledger.cost(lambda c, p=p: of[c][p], s.capacity[0], phase.everyone) for p, phase in enumerate(s.method.exchanges)]
 
 
 def plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:

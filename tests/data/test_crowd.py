@@ -89,14 +89,19 @@ def test_the_crowd_has_its_own_clients():
 MEASURE = """
 import json, sys
 from fedjax_lab import config, run
-n, where, cache = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-prepared = run.prepare(config.make({"task": f"crowd_logreg:clients={n},dim=16,size=20", "population": where, "cohort": 50, "rounds": 4,
-                                    "eval_every": 2, "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 5}, "cache_dir": cache}))
+prepared = run.prepare(config.make(json.loads(sys.argv[1])))
 for now in run.rounds(prepared):
     pass
-anonymous = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-print(json.dumps(anonymous / 1024))
+kinds = ("RssAnon", "VmHWM")
+print(json.dumps({line.split(":")[0]: int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(kinds)}))
 """
+
+
+def measured(task: str, cache, **settings) -> dict[str, float]:
+    """MB of a process after a run: its own memory, and the most it ever had, mapped files included."""
+    given = {"task": task, "cohort": 50, "rounds": 4, "eval_every": 2, "eval_clients": 5, "options": {"lr": 0.1, "batch_size": 5}, "cache_dir": str(cache)}
+    out = subprocess.run([sys.executable, "-c", MEASURE, json.dumps({**given, **settings})], capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
 
 
 def test_memory_does_not_follow_the_population(tmp_path, request):
@@ -104,10 +109,44 @@ def test_memory_does_not_follow_the_population(tmp_path, request):
     large = 1_000_000 if request.config.getoption("--all") else 50_000
     held = {}
     for n, where in ((2_000, "disk"), (large, "disk"), (large, "host")):
-        out = subprocess.run([sys.executable, "-c", MEASURE, str(n), where, str(tmp_path)], capture_output=True, text=True, check=True)
-        held[n, where] = json.loads(out.stdout.splitlines()[-1])
+        held[n, where] = measured(f"crowd_logreg:clients={n},dim=16,size=20", tmp_path, population=where)["RssAnon"]
     whole = large * 20 * 17 * 4 / 2**20
     assert max(held[large, "disk"], held[large, "host"]) - held[2_000, "disk"] < 0.3 * whole
+
+
+def on_devices(tree) -> int:
+    """Bytes of the arrays that are on devices."""
+    return sum(x.nbytes for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_rows_of_a_million_clients_leave_the_devices_alone(where, tmp_path):
+    held = []
+    for n in (1_000, 1_000_000):
+        settings = {**RUN, "task": f"crowd_logreg:clients={n},size=6,dim=4,classes=3", "population": "host", "client_state": where}
+        sim = run.prepare(config.make({**settings, "cache_dir": str(tmp_path)})).simulation
+        state = sim.init(sim.world, jax.random.key(0))
+        held.append((on_devices((sim.world, state)), sim.plan["memory_bytes"]))
+    assert held[0] == held[1] and sum(x.nbytes for x in jax.tree.leaves(state.clients.rows)) >= 1_000_000 * 4 * 3 * 4
+
+
+@pytest.mark.full
+def test_rows_in_files_take_no_memory(tmp_path):
+    """SCAFFOLD on 1,000,000 clients, whose rows are 1.3 GB."""
+    few, many = (measured(f"crowd_logreg:clients={n}", tmp_path, method="scaffold", population="host", client_state="disk") for n in (1_000, 1_000_000))
+    assert many["VmHWM"] - few["VmHWM"] < 150
+
+
+@pytest.mark.full
+def test_ten_thousand_clients_of_the_2nn_in_a_round(tmp_path):
+    task = "crowd_mlp:clients=10000,dim=784,size=2,widths=200/200"
+    assert measured(task, tmp_path, population="host", cohort=10_000, rounds=1, eval_every=1, options={"lr": 0.1, "batch_size": 2})["VmHWM"] < 8000
+
+
+@pytest.mark.full
+def test_fifteen_million_clients_take_no_memory(tmp_path):
+    few, many = (measured(f"crowd_logreg:clients={n}", tmp_path, population="host") for n in (15_000, 15_000_000))
+    assert many["VmHWM"] - few["VmHWM"] < 150
 
 
 @pytest.mark.full

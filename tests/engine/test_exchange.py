@@ -79,7 +79,7 @@ def surveying() -> Method:
 
     def init_server(key, params, census):
         cohort = {k: jnp.zeros(SLOTS, jnp.int32) for k in ("ids", "size", "steps")} | {"mask": jnp.zeros(SLOTS, bool)}
-        cohort |= {"clients": jnp.int32(0), "clock": jnp.int32(0)}
+        cohort |= {"clients": jnp.int32(0), "clock": jnp.int32(0), "counts": jnp.zeros((SLOTS, census.classes))}
         stacks = {"stack": jnp.zeros((SLOTS, DIM)), "weights": jnp.zeros(SLOTS)}
         return {f: stacks.get(f, jnp.zeros(DIM)) for f in FIELDS} | {"cohort": cohort, "mask": jnp.zeros(SLOTS, bool)}
 
@@ -126,6 +126,8 @@ def test_stacks_and_the_cohort_are_in_slot_order():
     assert cohort["steps"].tolist() == [steps[i] for i in order] + [0] * (SLOTS - n)
     assert cohort["size"].tolist() == [SIZE[i] for i in order] + [0] * (SLOTS - n)
     assert (cohort["clients"], cohort["clock"]) == (N, 2)
+    np.testing.assert_array_equal(cohort["counts"][:n], tiny.population().counts[order])
+    assert not cohort["counts"][n:].any()
     np.testing.assert_array_equal(record.rounds["ids"][1][:n], order)
     np.testing.assert_array_equal(state.server["weights"], [*SIZE[order], *[0] * (SLOTS - n)])
     np.testing.assert_allclose(state.server["stack"][:n], MEAN[order], rtol=1e-5, atol=1e-6)

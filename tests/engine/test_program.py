@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine import tiny
 
-from fedjax_lab import tree
+from fedjax_lab import run, tree
 from fedjax_lab.engine import clients, mesh, sync
 from fedjax_lab.parts.cohorts.bernoulli import bernoulli
 from fedjax_lab.types import Method, Result
@@ -44,7 +44,7 @@ def test_rows_beyond_the_rounds_asked_for_are_zero():
     _, record = tiny.run(tiny.base()[0], (2,))
     for name, value in record.rounds.items():
         assert value.shape[0] == 4 and not value[2:].any(), name
-        assert name in ("finite", "mask", "bytes_up", "bytes_down", "ids") or value[:2].all()
+        assert name in ("finite", "mask", "bytes_up", "bytes_down", "ids", "steps0") or value[:2].all(), name
 
 
 def stamping(width):
@@ -200,3 +200,21 @@ def test_one_seed_among_several_is_that_seed_alone():
     assert len({record.rounds["mask"].sum() for _, record in alone}) > 1
     for i, one in enumerate(alone):
         tiny.close(one, jax.tree.map(lambda x: x[i], together), but=("finite",))  # noqa: B023
+
+
+def test_an_upload_that_breaks_without_its_loss_shows_in_the_aggregate():
+    """No pass over each upload is spent on it: the round is told, not the client."""
+    work_ = tiny.work()
+    plain = tiny.averaging(tiny.task(), work_)
+
+    def local(key, message, row, data):
+        result = plain.local(key, message, row, data)
+        broken = jax.tree.map(lambda x: jnp.where(data.clock == 1, jnp.inf, x), result.upload["model"])
+        return result._replace(upload={"model": broken})
+
+    _, record = tiny.run(tiny.build(plain._replace(local=local)), (3,))
+    assert record.rounds["finite"][0].all() and record.rounds["finite"][1].all()
+    np.testing.assert_array_equal(record.rounds["sound"][:2], [True, False])
+    reports = {k: v[:2] for k, v in record.rounds.items()}
+    with pytest.raises(run.Diverged, match="round 12: what the server made of the uploads is not finite"):
+        run._check_finite(record._replace(rounds=reports), 10, 2)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from fedjax_lab import registry
-from fedjax_lab.engine import mesh, stream, sync
+from fedjax_lab.engine import mesh, stream, sync, tables
 from fedjax_lab.parts.cohorts.uniform import uniform
 from fedjax_lab.parts.wires.codes import remembered
 from fedjax_lab.parts.wires.topk import topk
@@ -33,7 +33,7 @@ def trained(method, people, cuts=(2, 2, 1), cohort=4, length=3, **how):
 
 
 def rows_of(state):
-    if isinstance(state.clients, stream.Rows):
+    if isinstance(state.clients, tables.Rows):
         return state.clients.rows, state.clients.known
     return jax.device_get((state.clients, state.wires)), None
 
@@ -93,6 +93,22 @@ def test_only_what_a_segment_touches_is_read():
     assert set(first) <= set(touched) and len(set(touched)) <= 4  # this segment's two clients, and those of the one after it
 
 
+def test_a_process_reads_its_own_piece_of_a_share():
+    people = tiny.population()
+    found, room = np.array([7, 1, 12, 4], np.int32), stream.Bounds(6, 120, 60)
+    whole = stream.pack(people, found, room, True)
+    pieces, read = [], []
+    for p in range(4):
+        x = Counted(np.asarray(people.train.examples["x"]))
+        watched = people._replace(train=people.train._replace(examples={**people.train.examples, "x": x}))
+        pieces.append(stream.pack(watched, found, room, True, (p, 4)))
+        read.append(x.read)
+    assert np.sum(read, 0).max() == 1 and np.sum(read) == people.train.size[found].sum() and all(piece.any() for piece in read[:2])
+    jax.tree.map(np.testing.assert_array_equal, *((one.facts, one.population) for one in (pieces[3], whole)))
+    for field, array in whole.examples.items():
+        np.testing.assert_array_equal(np.concatenate([piece.examples[field] for piece in pieces]), array)
+
+
 def test_room_is_for_the_largest_clients():
     size = np.array([3, 9, 1, 9, 4])
     assert [stream.largest(size, k) for k in (1, 2, 3, 5, 9)] == [9, 18, 22, 26, 26]
@@ -106,7 +122,7 @@ def test_a_share_holds_its_clients_in_order():
     people = Population(train, test, np.eye(3, dtype=np.float32))
     share = stream.pack(people, np.array([2, 0, 2, stream.NOBODY], np.int32), stream.Bounds(3, 6, 3), True)
     assert share.facts.id.tolist() == [0, 2, stream.NOBODY] and share.facts.size.tolist() == [2, 3, 0]
-    assert share.population.train.examples["x"][:5, 0].tolist() == [4, 5, 0, 1, 2] and share.population.train.offset.tolist()[:2] == [0, 2]
+    assert share.examples["x"][:5, 0].tolist() == [4, 5, 0, 1, 2] and share.population.train.offset.tolist()[:2] == [0, 2]
     assert share.population.test.index[:3].tolist() == [3, 1, 2] and share.population.test.size.tolist() == [2, 1, 0]
 
 

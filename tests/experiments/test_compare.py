@@ -39,6 +39,7 @@ def test_same_clients_same_models_same_cohorts(program, tmp_path):
     assert found["fedprox"]["difference"] == pytest.approx(0, abs=1e-6) and found["fedprox"]["broken"] == 0
     assert text in out and "over 3 seeds" in text and "last minus last of fedavg" in text and "| fedprox |" in text
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in path.iterdir()) == ["curves.png", "runs", "table.csv", "table.md"]  # as of a sweep
 
 
 @pytest.fixture

@@ -124,12 +124,13 @@ def test_a_run_that_breaks_off_disturbs_no_other():
 
 def test_a_run_ends_where_its_target_is_reached():
     blank = np.zeros((3, 2, 1))
-    rounds = {"loss": np.ones((3, 2)), "ids": blank, "mask": blank == 1, "finite": blank == 0, "bytes_up": blank + 5, "bytes_down": blank + 7}
+    rounds = {"loss": np.ones((3, 2)), "ids": blank, "mask": blank == 1, "finite": blank == 0, "sound": np.ones(3, bool), "bytes_up": blank + 5, "bytes_down": blank + 7}
     record = Record(rounds, {"test_accuracy": np.array([0.1, 0.6, 0.9]), "test_loss": np.ones(3)})
     for target, ends in ((None, 4), (0.7, 4), (0.5, 2), (0.1, 0)):
-        history = many.read(configs.make({"rounds": 4, "eval_every": 2, "target_accuracy": target}), record, 8.0).history
+        history = many.read(configs.make({"rounds": 4, "eval_every": 2, "target_accuracy": target}), record, 8.0, lambda rounds: 3 * len(rounds["loss"])).history
         assert [row["round"] for row in history] == list(range(0, ends + 1, 2)), target
         assert (history[-1]["bytes_up"], history[-1]["bytes_down"], history[-1]["seconds"]) == (5 * ends, 7 * ends, 2 * ends)
+        assert history[-1]["flops"] == 3 * ends
 
 
 def test_out_of_memory_halves_what_runs_at_once(monkeypatch):

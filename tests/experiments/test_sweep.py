@@ -5,9 +5,11 @@ import csv
 import json
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 from scipy import stats
@@ -70,6 +72,29 @@ def test_it_is_interrupted_and_goes_on(done, folder, monkeypatch):
     assert again.split("are there")[1] == out.split("2 of 2 runs")[1].split("\n", 1)[1].join(["\n", ""])
 
 
+@pytest.mark.full
+def test_it_is_killed_and_goes_on(program, programs, tmp_path):
+    """A process that has no time to tidy up: what it wrote stays, what is missing is trained, and nothing shows."""
+    argv = (*BASE[:-1], "--seeds=40", "--sweep=lr=0.05,0.1", "--at_once=1", f"--cache_dir={programs}")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, "-m", "experiments.sweep", *argv, f"--workdir={killed}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while len(list(killed.glob("runs/*-seed*/metrics.jsonl"))) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (killed / "table.md").exists()
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*-seed*/metrics.jsonl")}
+    status, out, err = program(sweep, *argv, f"--workdir={killed}")
+    assert (status, err) == (0, "") and f"{len(before)} of 80 runs are there" in out and 3 <= len(before) < 80
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert program(sweep, *argv, f"--workdir={whole}")[0] == 0 and shown(killed) == shown(whole) == ["curves.png", "runs", "table.csv", "table.md"]
+    assert shown(killed / "runs") == shown(whole / "runs") and len(shown(whole / "runs")) == 80
+    for name in shown(whole / "runs"):
+        rows = [[{**row, "seconds": 0} for row in workdir.history(path / "runs" / name)] for path in (killed, whole)]
+        assert rows[0] == rows[1], name
+
+
 def test_a_run_is_a_folder_that_others_read(done, folder):
     assert done()[0] == 0
     for name, history in histories(folder).items():
@@ -114,11 +139,12 @@ def test_flags_of_the_table(done, folder):
 
 
 def test_ratios(done, monkeypatch, program, tmp_path):
-    monkeypatch.setattr(sweep, "warm", lambda config, seeds: 5.0)
+    monkeypatch.setattr(sweep, "warm", lambda config, seeds: 5.0 if config.devices == 2 else 8.0)
     monkeypatch.setattr(sweep, "process", lambda config: 100.0)
     out = done("--ratios")[1]
     single, share = map(float, re.search(r"([\d.]+) s a run alone, ([\d.e-]+) s in the sweep", out).groups())
     assert single == 5 and float(re.search(r"sweep: ([\d.]+) times", out)[1]) == pytest.approx(5 / share, rel=0.01)
+    assert "2 devices with a run each, which wait for nobody: 4 s a run, 1.25 times faster" in out
     assert "not measured, since part of the sweep had been there before" in out
     out = program(sweep, *BASE[:-1], "--seeds=1", "--rounds=1", f"--workdir={tmp_path / 'W'}", "--ratios")[1]
     whole, seconds, ratio = map(float, re.search(r"([\d.]+) s for all 1, the sweep ([\d.]+) s: ([\d.]+) times", out).groups())

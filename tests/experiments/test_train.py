@@ -78,7 +78,7 @@ EFFECTS = {
     "client_test": ("0.5", lambda a, b: differ(partition_of(a)["sha256_partition"], partition_of(b)["sha256_partition"]) or differ(a.rows[1:], b.rows[1:])),
     "seed": ("1", lambda a, b: differ(a.rows[0], b.rows[0]) or same(partition_of(a), partition_of(b))),
     "data_seed": ("1", lambda a, b: differ(partition_of(a), partition_of(b)) or same(a.rows[0]["test_loss"], b.rows[0]["test_loss"])),
-    "chunk": ("2", lambda a, b: same((plan_of(a)["chunk"], plan_of(b)["chunk"]), (1, 2)) or close(a, b)),
+    "chunk": ("2", lambda a, b: same((plan_of(a)["chunk"], plan_of(b)["chunk"]), (3, 2)) or close(a, b)),
     "devices": ("2", lambda a, b: same((plan_of(a)["devices"], plan_of(b)["devices"]), (1, 2)) or same(a.rows, b.rows)),
     "wire_up": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_up")], column(b, "bytes_up")) or same(column(a, "bytes_down"), column(b, "bytes_down"))),
     "wire_down": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_down")], column(b, "bytes_down")) or same(column(a, "bytes_up"), column(b, "bytes_up"))),

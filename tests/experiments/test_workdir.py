@@ -14,14 +14,14 @@ from fedjax_lab import config as configs
 from fedjax_lab import workdir
 from fedjax_lab.data import sources
 
-CLIENTS = {f"client_test_accuracy_{k}" for k in ("mean", "worst_decile", "std")}
-KEYS = {"round", "seconds", "test_accuracy", "test_loss", "bytes_up", "bytes_down"} | CLIENTS
+CLIENTS = {f"client_test_accuracy_{k}" for k in ("mean", "worst_decile", "std", *(f"q{q}" for q in range(0, 101, 10)))}
+KEYS = {"round", "seconds", "test_accuracy", "test_loss", "bytes_up", "bytes_down", "flops"} | CLIENTS
 
 
 def test_files(plain):
     done = plain
     names = {p.name for p in done.path.iterdir()}
-    assert names == {"config.json", "run.flags", "partition.json", "metrics.jsonl", "curves.png", "partition.png", "checkpoint"}
+    assert names == {"config.json", "run.flags", "partition.json", "partition.npz", "metrics.jsonl", "curves.png", "partition.png", "checkpoint"}
     assert all((done.path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("curves", "partition"))
     versions = json.loads((done.path / "config.json").read_text())["versions"]
     assert versions["jax"] == jax.__version__ and versions["fedjax_lab"] == fedjax_lab.__version__
@@ -31,6 +31,7 @@ def test_metrics(job):
     rows = workdir.history(str(job("--eval_every=3").path))
     assert [row["round"] for row in rows] == [0, 3, 4]
     assert set(rows[0]) == KEYS and all(set(row) == KEYS | {"train_loss"} for row in rows[1:])
+    assert all(row["client_test_accuracy_q0"] <= row["client_test_accuracy_q50"] <= row["client_test_accuracy_q100"] for row in rows)
     parameters = 64 * 10 + 10
     for row in rows:
         assert row["bytes_up"] == row["bytes_down"] == row["round"] * 3 * parameters * 4
