@@ -6,6 +6,6 @@ from experiments.claims.records import Claim
 
 def catalog() -> dict[str, Claim]:
     """All claims by name, family by family."""
-    from experiments.claims import baselines, optimization
+    from experiments.claims import baselines, optimization, personalization
 
-    return {claim.name: claim for claim in (*optimization.CLAIMS, *baselines.CLAIMS)}
+    return {claim.name: claim for claim in (*optimization.CLAIMS, *baselines.CLAIMS, *personalization.CLAIMS)}

@@ -69,7 +69,7 @@ def recorded(claim: Claim) -> tuple[dict, dict]:
 
 def main(argv: list[str]) -> int:
     """0 when all were measured, whatever came out; 2 for a request that is not valid."""
-    parser = argparse.ArgumentParser(prog="experiments.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = spec.Arguments(prog="experiments.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="methods or claims")
     parser.add_argument("--family", help="all claims of a family of methods")
     parser.add_argument("--all", action="store_true", help="all claims")

@@ -16,6 +16,7 @@ from fedjax_lab.config import Config
 from fedjax_lab.types import Population, Task
 
 EXTENSIONS = 4  # rates that a grid may grow beyond an end
+AT_ONCE = 8  # runs in a call, so that a grid that grew finds its program in the compilation cache
 Rates = Mapping[str, float]
 
 
@@ -43,7 +44,7 @@ def train(cells: Sequence[Config], clients: tuple[Task, Population], metric: Met
     task, population = clients
     if metric.probe is not None:
         return [_probed(cell, task, population, metric) for cell in cells]
-    found = {place: trained for place, _, trained in many.each(cells, task=task, population=population)}
+    found = {place: trained for place, _, trained in many.each(cells, task=task, population=population, at_once=AT_ONCE)}
     return [[] if found[i].broken else found[i].history for i in range(len(cells))]
 
 
@@ -80,8 +81,10 @@ def measure(metric: Metric, runs: Sequence[Sequence[Row]]) -> Measured:
     return Measured([metric.worst if math.isnan(v) else v for v in values], max(traffic, default=0) / 1e6)
 
 
-def choose(grids: Mapping[str, tuple[float, ...]], score: Callable[[list[Rates]], list[float]], higher: bool) -> Chosen:
-    """The best rates of the product of grids; a grid whose best is at its end grows there, by its own ratio, and at both where all is lost."""
+def choose(grids: Mapping[str, tuple[float, ...]], score: Callable[[list[Rates]], list[float]], higher: bool,
+           valid: Callable[[Rates], bool] = lambda rates: True) -> Chosen:
+    """The best rates of the product of grids; a grid whose best is at its end grows there, by its own ratio, and at both where all is lost,
+    as long as the rate is valid."""
     grids = {option: sorted(grid) for option, grid in grids.items()}
     left = dict.fromkeys(itertools.product(grids, (0, -1)), EXTENSIONS)
     tried: dict[tuple[float, ...], float] = {}
@@ -96,14 +99,13 @@ def choose(grids: Mapping[str, tuple[float, ...]], score: Callable[[list[Rates]]
             text = {", ".join(f"{o}={x:g}" for o, x in zip(grids, point, strict=True)): value for point, value in sorted(tried.items())}
             return Chosen(best, text, tuple(dict.fromkeys(option for option, _ in ends)))
         for option, end in growing:
-            _grow(grids[option], end)
+            grid = grids[option]
+            more = float(f"{grid[end] ** 2 / grid[1 if end == 0 else -2]:.3g}")
             left[option, end] -= 1
-
-
-def _grow(grid: list[float], end: int) -> None:
-    """One more rate at an end, by the ratio of the two that are there, to three digits."""
-    more = float(f"{grid[end] ** 2 / grid[1 if end == 0 else -2]:.3g}")
-    grid.insert(0 if end == 0 else len(grid), more)
+            if valid({option: more}):
+                grid.insert(0 if end == 0 else len(grid), more)
+            else:
+                left[option, end] = 0
 
 
 def _best(tried: Mapping[tuple, float], grids: Mapping[str, list[float]], higher: bool) -> tuple:
@@ -126,7 +128,14 @@ def tune(claim: Claim, side: Side, clients: tuple[Task, Population]) -> Chosen:
         share = len(claim.tuning)
         return [measure(claim.metric, runs[i:i + share]).mean for i in range(0, len(runs), share)]
 
-    return choose(side.rates, score, claim.metric.higher)
+    def valid(rates: Rates) -> bool:
+        try:
+            many.typed(side.method, rates)
+        except ValueError:
+            return False
+        return True
+
+    return choose(side.rates, score, claim.metric.higher, valid)
 
 
 def gain(claim: Claim, method: float, baseline: float) -> float:

@@ -8,7 +8,6 @@ from experiments.claims.records import (
     ACCURACY,
     DISTANCE,
     FINE,
-    RATES,
     Claim,
     Margin,
     Metric,
@@ -21,6 +20,9 @@ from experiments.claims.records import (
 from experiments.claims.scenarios import digits, mnist, quad
 
 MORE = (0, 1, 2, 3, 4)  # seeds, where few test examples make accuracies coarse
+ONE = (100,)  # tuning seed, where a run is long and rates are far apart
+THRICE = (100, 101, 102)  # tuning seeds, where rates are close
+THREE = {"lr": (0.0316, 0.1, 0.316)}
 STEPS = {"local_steps": 16, "batch_size": 10}
 PRESENT = "bernoulli:q=1/0.1"  # even clients always, odd ones in a tenth of the rounds
 SCALES = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
@@ -39,33 +41,46 @@ def fine(method: str, **options) -> Side:
 
 def fedavg() -> list[Claim]:
     def claim(partition: str, margin: float, rounds: int, most: int, every: int) -> Claim:
-        averaged = Side("fedavg", EPOCHS, settings={"rounds": rounds, "eval_every": every})
-        return Claim(f"fedavg/{partition.partition(':')[0]}", averaged, Side("fedsgd"), mnist(most, partition=partition, every=5), rounds_to(0.9),
-                     Margin("times", margin))
+        averaged = Side("fedavg", EPOCHS, THREE, {"rounds": rounds, "eval_every": every})
+        return Claim(f"fedavg/{partition.partition(':')[0]}", averaged, Side("fedsgd", {}, THREE), mnist(most, partition=partition, every=5),
+                     rounds_to(0.9), Margin("times", margin), tuning=ONE)
 
-    return [claim("iid", 5, 50, 400, 1), claim("shards:2", 1.5, 200, 1000, 5)]
+    return [claim("iid", 5, 30, 200, 1), claim("shards:2", 1.5, 150, 400, 5)]
 
 
 def momentum() -> list[Claim]:
     full, few = quad(20, 16, 400, noise=1.0), quad(4, 16, 400, noise=1.0)
-    small_full, small_few = quad(20, 8, 250, noise=3.0), quad(4, 8, 250, noise=3.0)
+    small_full, small_few = (quad(cohort, 8, 250, noise=3.0) for cohort in (20, 4))
+    opened = quad(20, 8, 250, noise=3.0, rows=160)  # N K of them, since little of the first gradients is forgotten where beta is small
     rate, small = {"lr": 0.05}, {"lr": 0.005, "server_lr": 0.4}
-    both = {"lr": (0.001, 0.00316, 0.01, 0.0316, 0.1), "server_lr": (0.1, 0.2, 0.4, 0.8, 1.6)}
+    steps = {"lr": (0.001, 0.00316, 0.01, 0.0316, 0.1), "server_lr": (0.1, 0.2, 0.4, 0.8, 1.6)}
+    server = {"server_lr": (0.0125, 0.025, 0.05, 0.1, 0.2), "beta": (0.01, 0.0316, 0.1)}
+    both = {"lr": (0.001, 0.01, 0.1), **server}
     accurate = digits(50, options=STEPS)
     sampled = digits(200, cohort=4, options=STEPS, every=2)
     return [
         Claim("fedavg-m/card", at("fedavg-m", **rate), at("fedavg", **rate), full, DISTANCE, Margin("times", 10)),
-        Claim("fedavg-m/quad", fine("fedavg-m"), fine("fedavg"), full, DISTANCE, Margin("times", 10)),
-        Claim("fedavg-m/digits", Side("fedavg-m"), Side("fedavg"), accurate, ACCURACY, Margin("plus", 2)),
+        Claim("fedavg-m/quad", fine("fedavg-m"), fine("fedavg"), full, DISTANCE, Margin("times", 10),
+              note="At a rate chosen for it FedAvg hardly drifts; what is left of FedAvg-M's error is the noise of the "
+                   "gradients, which momentum does not lessen."),
+        Claim("fedavg-m/digits", Side("fedavg-m"), Side("fedavg"), accurate, ACCURACY, Margin("plus", 2),
+              note="Both are near 97% after 50 rounds; FedAvg-M is there sooner (4 points ahead after 10 rounds, on the tuning seeds)."),
         Claim("scaffold-m/card", at("scaffold-m", **rate), at("scaffold", **rate), few, DISTANCE, Margin("times", 1.15)),
         Claim("scaffold-m/card-full", at("scaffold-m", **rate), at("scaffold", **rate), full, DISTANCE, Margin("times", 1.15)),
-        Claim("scaffold-m/quad", fine("scaffold-m"), fine("scaffold"), few, DISTANCE, Margin("times", 1.15)),
+        Claim("scaffold-m/quad", fine("scaffold-m"), fine("scaffold"), few, DISTANCE, Margin("times", 1.15),
+              note="At so small a rate what is left on both sides is the noise of the gradients, which momentum does not lessen; it does at "
+                   "larger rates, as in card and card-full."),
         Claim("scaffold-m/digits", Side("scaffold-m"), Side("scaffold"), sampled, rounds_to(0.85), Margin("times", 1)),
         Claim("fedavg-m-vr/card", at("fedavg-m-vr", **small), at("fedavg-m", **small), small_full, DISTANCE, Margin("times", 2)),
-        Claim("fedavg-m-vr/quad", Side("fedavg-m-vr", {}, both), Side("fedavg-m", {}, both), small_full, DISTANCE, Margin("times", 2)),
+        Claim("fedavg-m-vr/quad", Side("fedavg-m-vr", {"lr": 0.0005}, server), Side("fedavg-m", {}, both), opened, DISTANCE,
+              Margin("times", 2), tuning=THRICE,
+              note="The method's drift is not damped, so its lr is fixed and small, the smaller the better; beta is chosen with the rates, "
+                   "since it says over how many rounds noise is averaged."),
         Claim("scaffold-m-vr/card", at("scaffold-m-vr", **small), at("scaffold-m", **small), small_few, DISTANCE, Margin("times", 4)),
         Claim("scaffold-m-vr/card-large", at("scaffold-m-vr", **rate), at("scaffold-m", **rate), few, DISTANCE, Margin("times", 4)),
-        Claim("scaffold-m-vr/quad", Side("scaffold-m-vr", {}, both), Side("scaffold-m", {}, both), small_few, DISTANCE, Margin("times", 4)),
+        Claim("scaffold-m-vr/quad", Side("scaffold-m-vr", {}, steps), Side("scaffold-m", {}, steps), small_few, DISTANCE, Margin("times", 4),
+              note="SCAFFOLD-M takes a step so small that it averages the noise over as many rounds as the recursion does with beta 0.1; the "
+                   "method is ahead at the card's larger steps, as in card and card-large."),
     ]
 
 
@@ -90,15 +105,25 @@ def savic() -> list[Claim]:
                       scenarios.least_squares(clients=8, dim=10, size=40, feature_scale=3.5))
     loss = Metric("final loss over the first", lambda rows: rows[-1]["test_loss"] / rows[0]["test_loss"], False)
     oasis = Side("savic", {"rule": "oasis"})
-    return [Claim("savic/scales", oasis, Side("fedavg"), scaled, loss, Margin("times", 1000), tuning=(100, 101, 102, 103, 104))]
+    mixed = digits(40, partition="dirichlet:0.3", options=STEPS)._replace(reduced="CIF (CIFAR-10, 3-conv CNN)")
+    adam, own = Side("savic", {}, THREE), Side("savic", {"scaling": "local"}, THREE)
+    return [
+        Claim("savic/scales", oasis, Side("fedavg"), scaled, loss, Margin("times", 1000), tuning=(100, 101, 102, 103, 104)),
+        Claim("savic/digits", adam, Side("fedavg", {}, THREE), mixed, ACCURACY, Margin("plus", 1), MORE),
+        Claim("savic/global", adam, own, mixed, ACCURACY, Margin("plus", 0), MORE),
+    ]
 
 
 def fedspeed() -> list[Claim]:
-    many = mnist(60, options=EPOCHS)._replace(reduced="CIF (CIFAR-10, 3-conv CNN, Dirichlet(0.3), 10 of 50 clients)")
-    side = Side("fedspeed", {}, {"lr": RATES, "rho": (0.01, 0.0316, 0.1)})
+    many = mnist(40, options=EPOCHS)._replace(reduced="CIF (CIFAR-10, 3-conv CNN, Dirichlet(0.3), 10 of 50 clients), 60 rounds")
+    speed, dyn = Side("fedspeed", {}, THREE), Side("feddyn", {}, THREE)
+    exact = {"lr": 0.05, "lam": 0.1}
     return [
-        Claim("fedspeed/fedavg", side, Side("fedavg"), many, ACCURACY, Margin("plus", 2)),
-        Claim("fedspeed/feddyn", side, Side("feddyn"), many, ACCURACY, Margin("plus", 0.5)),
+        Claim("fedspeed/quad", at("fedspeed", rho=0.1, **exact), at("fedavg", lr=0.05), quad(4, 16, 400), DISTANCE, Margin("times", 1000),
+              note="Not yet at its limit: in NumPy 400 rounds with lam 0.1 leave 0.25, 2,000 rounds or lam 1 leave 0.0005, rho's bias."),
+        Claim("fedspeed/fedavg", speed, Side("fedavg", {}, THREE), many, ACCURACY, Margin("plus", 2), tuning=ONE,
+              note="The direction shows in every seed; FedAvg is at 91% here and at 77% in the table that the margin is taken from."),
+        Claim("fedspeed/feddyn", speed, dyn, many, ACCURACY, Margin("plus", 0.5), tuning=ONE),
     ]
 
 
@@ -128,15 +153,19 @@ def fedstale() -> list[Claim]:
     ]
 
 
-def fedamd() -> list[Claim]:
+def squares() -> Scenario:
+    """Least squares where clients have minima of their own."""
     text = "heterogeneous least squares, 10 features, 40 examples each, w_k 2 N(0, I) apart, 10 of 20 clients, 5 local steps of batch 4, 300 rounds"
-    squares = Scenario(text, {"cohort": 10, "rounds": 300, "eval_every": 10}, {"local_steps": 5, "batch_size": 4},
-                       scenarios.least_squares(clients=20, dim=10, size=40, spread=2.0, noise=0.1))
+    return Scenario(text, {"cohort": 10, "rounds": 300, "eval_every": 10}, {"local_steps": 5, "batch_size": 4},
+                    scenarios.least_squares(clients=20, dim=10, size=40, spread=2.0, noise=0.1))
+
+
+def fedamd() -> list[Claim]:
     skewed = mnist(100, options={"local_steps": 10, "batch_size": 20})
     return [
-        Claim("fedamd/card", at("fedamd", p=0.2, lr=0.05), at("fedavg", lr=0.05), squares, DISTANCE, Margin("times", 1000)),
-        Claim("fedamd/card-sequential", at("fedamd", p="sequential", lr=0.05), at("fedavg", lr=0.05), squares, DISTANCE, Margin("times", 1e6)),
-        Claim("fedamd/squares", Side("fedamd"), Side("fedavg"), squares, DISTANCE, Margin("times", 1000)),
+        Claim("fedamd/card", at("fedamd", p=0.2, lr=0.05), at("fedavg", lr=0.05), squares(), DISTANCE, Margin("times", 1000)),
+        Claim("fedamd/card-sequential", at("fedamd", p="sequential", lr=0.05), at("fedavg", lr=0.05), squares(), DISTANCE, Margin("times", 1e6)),
+        Claim("fedamd/squares", Side("fedamd"), Side("fedavg"), squares(), DISTANCE, Margin("times", 1000)),
         Claim("fedamd/mnist", Side("fedamd"), Side("fedavg"), skewed, ACCURACY, Margin("plus", 2)),
     ]
 
@@ -163,17 +192,21 @@ def rerce_fed() -> list[Claim]:
 
 
 def fedlex() -> list[Claim]:
-    skewed = mnist(40, options=EPOCHS, every=1)
+    skewed = mnist(40, options=EPOCHS, every=1)._replace(reduced="an exploration of up to 150 epochs; here 30")
+    side, average = Side("fedlex", {"cap": 30}, THREE), Side("fedavg", {}, THREE)
     return [
-        Claim("fedlex/rounds", Side("fedlex"), Side("fedavg"), skewed, rounds_to(0.8), Margin("times", 1)),
-        Claim("fedlex/final", Side("fedlex"), Side("fedavg"), skewed, ACCURACY, Margin("plus", 0.5)),
+        Claim("fedlex/rounds", side, average, skewed, rounds_to(0.8), Margin("times", 1), tuning=ONE),
+        Claim("fedlex/final", side, average, skewed, ACCURACY, Margin("plus", 0.5), tuning=ONE,
+              note="The mask costs it: on the tuning seed, with lr=0.1 and server_lr=0.1, it ends at 72% with guidance and at 88% with "
+                   "mask_on=nothing; why is not known. The paper trains with Adam, the row with plain SGD, as on the card."),
     ]
 
 
 def fedbr() -> list[Claim]:
     turned = digits(60, partition="dirichlet:0.1+rotation:4", options={"local_steps": 20, "batch_size": 10})
     return [
-        Claim("fedbr/both", Side("fedbr"), Side("fedavg"), turned, ACCURACY, Margin("plus", 1.5), MORE),
+        Claim("fedbr/both", Side("fedbr"), Side("fedavg"), turned, ACCURACY, Margin("plus", 1.5), MORE,
+              note="Ahead in four of five seeds at the same rate; the margin is what the card expects, not what it measured."),
         Claim("fedbr/uncertain", Side("fedbr", {"mu": 0.0}), Side("fedavg"), turned, ACCURACY, Margin("plus", 0.5), MORE),
     ]
 

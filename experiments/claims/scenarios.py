@@ -31,23 +31,36 @@ def located(task: Task, optimum: np.ndarray) -> Task:
     return task._replace(metrics=metrics)
 
 
-def bowls(*, clients: int = 20, dim: int = 10, spread: float = 5.0, noise: float = 0.0, steps: tuple[int, int] | None = None) -> Clients:
+def bowls(*, clients: int = 20, dim: int = 10, spread: float = 5.0, noise: float = 0.0, steps: tuple[int, int] | None = None, rows: int = 1) -> Clients:
     """QUAD: f_i(x) = 1/2 (x - o_i)^T A_i (x - o_i), A_i = diag(exp U(-1.5, 1.5)), o_i = spread N(0, I), a gradient's noise of deviation
-    `noise`; clients count alike.
+    `noise` / sqrt(B) on a batch of B; clients count alike.
 
     Args:
       steps: client i has K_i ~ U{steps} copies of its one example, hence takes K_i steps of batch size 1 in an epoch.
+      rows: copies of it without `steps`, so that a gradient on all of them has less noise than one on a batch.
     """
 
     def make() -> tuple[Task, Population]:
         bowl = quadratic.quadratic(clients, dim=dim, spread=spread)
-        task = located(quadratic.quadratic_task(dim, noise=noise), bowl.truth["optimum"])
-        copies = np.random.default_rng(5).integers(steps[0], steps[1] + 1, clients) if steps else np.ones(clients, int)
+        task = located(_noisy(quadratic.quadratic_task(dim), noise), bowl.truth["optimum"])
+        copies = np.random.default_rng(5).integers(steps[0], steps[1] + 1, clients) if steps else np.full(clients, rows)
         train = {field: np.repeat(array, copies, 0) for field, array in bowl.train.items()}
         owner = {"client": np.repeat(np.arange(clients), copies)}
         return task, natural(source.make("quadratic", train, bowl.test, 0, owner, bowl.test_keys))
 
     return make
+
+
+def _noisy(task: Task, noise: float) -> Task:
+    """A task on {"x": [dim]} whose gradients have Gaussian noise of deviation `noise` in each coordinate, averaged over the batch."""
+
+    def loss(params: Tree, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
+        value, aux = task.loss(params, batch, key)
+        x, count = params["x"], batch["mask"].sum()
+        xi = noise / jnp.sqrt(jnp.maximum(count, 1)) * jax.random.normal(key, x.shape, x.dtype)
+        return value + jnp.where(count > 0, xi @ (x - jax.lax.stop_gradient(x)), 0), aux
+
+    return task._replace(loss=loss) if noise else task
 
 
 def opposed(*, clients: int = 24, dim: int = 10, apart: float = 1.0, noise: float = 0.5) -> Clients:
@@ -160,11 +173,12 @@ def _linear(dim: int, dtype: Any = np.float32) -> Task:
     return Task("least squares", lambda key: {"w": jnp.zeros(dim, dtype)}, apply, loss, metrics)
 
 
-def quad(cohort: int, steps: int, rounds: int, *, noise: float = 0.0) -> Scenario:
-    """QUAD with `cohort` of 20 clients a round and `steps` local steps."""
+def quad(cohort: int, steps: int, rounds: int, *, noise: float = 0.0, rows: int = 1) -> Scenario:
+    """QUAD with `cohort` of 20 clients a round and `steps` local steps on one of `rows` examples."""
     text = f"QUAD, {cohort} of 20 clients, {steps} local steps, gradient noise {noise:g}, {rounds} rounds"
+    text += f", first gradients on {rows} examples" if rows > 1 else ""
     return Scenario(text, {"cohort": cohort, "rounds": rounds, "eval_every": max(1, rounds // 40)}, {"local_steps": steps, "batch_size": 1},
-                    bowls(noise=noise))
+                    bowls(noise=noise, rows=rows))
 
 
 def digits(rounds: int, *, cohort: int = 20, partition: str = "dirichlet:0.1", clients: int = 20, options: Any = None, every: int = 5) -> Scenario:

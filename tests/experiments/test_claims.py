@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -199,6 +200,14 @@ def test_grid_grows_in_every_option_and_tries_no_point_twice():
     assert len(seen) == len(set(seen)) == len(chosen.tried)
 
 
+def test_grid_ends_where_rates_are_no_longer_valid():
+    chosen = measure.choose({"beta": (0.01, 0.1, 1.0)}, parabola(beta=50.0), False, lambda rates: rates["beta"] <= 1)
+    assert (chosen.rates, chosen.edges, len(chosen.tried)) == ({"beta": 1.0}, ("beta",), 3)
+    claim = tiny(rates={"lr": (0.1, 0.3, 0.9), "beta": (0.04, 0.2, 1.0)}, tuning=(0,))
+    claim = claim._replace(method=claim.method._replace(method="fedavg-m", options={}))
+    assert max(float(point.split("beta=")[1]) for point in measure.tune(claim, claim.method, claim.scenario.clients()).tried) == 1
+
+
 def test_of_equal_rates_the_middle_one_is_chosen():
     assert measure.choose({"lr": (0.1, 1.0, 10.0)}, lambda points: [5.0] * len(points), higher=False).rates == {"lr": 1.0}
 
@@ -307,8 +316,31 @@ def test_agreement_of_heads_is_the_mean_cosine_of_every_pair(backend):
     assert probes.head_agreement(prepared)(state, clock)["head_agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
 
 
+def test_noise_of_a_bowl_is_averaged_over_the_batch():
+    task, people = scenarios.bowls(clients=2, dim=3, noise=2.0, rows=16)()
+    assert people.train.size.tolist() == [16, 16]
+
+    def deviation(count: int) -> float:
+        batch = {**{k: v[:16] for k, v in people.train.examples.items()}, "mask": np.arange(16) < count}
+        slopes = jax.vmap(lambda key: jax.grad(lambda p: task.loss(p, batch, key)[0])({"x": np.zeros(3, np.float32)})["x"])
+        return float(np.std(slopes(jax.random.split(jax.random.key(0), 4000)), axis=0).mean())
+
+    assert [deviation(count) for count in (1, 4, 16)] == pytest.approx([2.0, 1.0, 0.5], rel=0.05)
+    assert deviation(0) == 0
+
+
+@pytest.mark.full
+def test_quick_shows_the_direction_of_a_claim(backend, capsys):
+    """QUAD without noise: FedVARP comes to rest, FedAvg wanders."""
+    claim = CATALOG["fedvarp/card"]
+    assert command.main(["fedvarp/card", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "nothing is written" in out
+    assert float(re.search(r"gain ([^,]+),", out)[1]) >= claim.margin.least
+
+
 @pytest.mark.parametrize("make", [
-    scenarios.bowls(), scenarios.opposed(noise=0.0), scenarios.least_squares(clients=4, dim=5, size=20, spread=1.0, noise=0.1)])
+    scenarios.bowls(), scenarios.bowls(rows=4), scenarios.opposed(noise=0.0), scenarios.least_squares(clients=4, dim=5, size=20, spread=1.0, noise=0.1)])
 def test_scenarios_have_the_optimum_that_they_say(make):
     """A Newton step on the pooled loss ends where the metric "distance" is zero."""
     task, people = make()
