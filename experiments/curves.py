@@ -1,18 +1,17 @@
 """Draws finished runs into one picture: python -m experiments.curves --out=FILE.png RUN [RUN ...]"""
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
 
-from fedjax_lab import workdir
+from fedjax_lab import spec, workdir
 from fedjax_lab.metrics import curves
 
 
 def main(argv: list[str]) -> int:
     """0 when drawn, 2 where a folder holds no run."""
-    parser = argparse.ArgumentParser(prog="experiments.curves", description=__doc__)
+    parser = spec.Arguments(prog="experiments.curves", description=__doc__)
     parser.add_argument("runs", nargs="+", help="workdirs of experiments.train, labeled by their method")
     parser.add_argument("--out", required=True, help="the picture to write")
     args = parser.parse_args(argv)

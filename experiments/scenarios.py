@@ -83,7 +83,7 @@ def record(text: str, line: str) -> str:
 
 def main(argv: list[str]) -> int:
     """0 when all were run and did better than before training, 1 where one did not, 2 for a request that is not valid."""
-    parser = argparse.ArgumentParser(prog="experiments.scenarios", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = spec.Arguments(prog="experiments.scenarios", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"{', '.join(names())}, or all")
     parser.add_argument("--list", action="store_true", help="print what each scenario is and what it reached, and exit")
     parser.add_argument("--data_dir", help="as in experiments.train")

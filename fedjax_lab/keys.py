@@ -17,7 +17,12 @@ ROUNDS = 24  # of the swap-or-not shuffle; from 12 on, permutations of 2 to 6 el
 
 
 def purpose(key: Key, name: str) -> Key:
-    """The key of a named purpose ("init", "cohort", "server", ...)."""
+    """The key of the purpose `name` ("init", "cohort", "server", ...).
+
+    >>> key = jax.random.key(0)
+    >>> bool(purpose(key, "noise") == purpose(key, "noise")), bool(purpose(key, "noise") == purpose(key, "order"))
+    (True, False)
+    """
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 

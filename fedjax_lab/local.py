@@ -2,6 +2,9 @@
 
 The loop runs to the longest client of a chunk and is the identity beyond a client's own steps, so that ragged clients train side
 by side (`longest`, `active`). A client's order comes from its own number of examples, never from a padded capacity.
+
+In the examples, `task`, `work` and `data` are what a method and its `local` are given: here a logistic regression of four classes, two
+epochs of batches of two with SGD, and a client with three examples; `params` is the model received.
 """
 from __future__ import annotations
 
@@ -85,7 +88,17 @@ class Batches(NamedTuple):
 
 
 def batches(key: Key, data: ClientData, work: Work, view: View | None = None) -> Batches:
-    """Reshuffled epochs of `data.train` (or another view), cut into batches; the last of an epoch is smaller when B does not divide n."""
+    """Reshuffled epochs of `data.train` (or another view), cut into batches; the last of an epoch is smaller when B does not divide n.
+
+    Args:
+      key: the order follows from it and from n alone.
+      data: the client;  view: of its examples, `data.train` where None.
+      work: epochs or local_steps, and B, its batch_size.
+
+    >>> found = batches(jax.random.key(0), data, work)
+    >>> int(found.steps), found.at(0)["x"].shape, found.at(0)["mask"].tolist(), found.at(1)["mask"].tolist()
+    (4, (2, 4), [True, True], [True, False])
+    """
     view = data.train if view is None else view
     size = view.size
     width = view.capacity if work.batch_size == "full" else min(work.batch_size, view.capacity)
@@ -105,7 +118,13 @@ def batches(key: Key, data: ClientData, work: Work, view: View | None = None) ->
 
 
 def loop(batches: Batches, carry: Tree, step: Callable[[jax.Array, Key, Batch, Tree], Tree]) -> Tree:
-    """Folds `step(t, key, batch, carry) -> carry` over the client's batches."""
+    """Folds `step(t, key, batch, carry) -> carry` over the client's batches: t is an int32 scalar, carry any pytree of arrays.
+
+    >>> def count(t, key, batch, carry):
+    ...     return carry + batch["mask"].sum()
+    >>> int(loop(batches(jax.random.key(0), data, work), jnp.int32(0), count))  # three examples, twice
+    6
+    """
 
     def body(t, carry):
         new = step(t, jax.random.fold_in(batches.key, t), batches.at(t), carry)
@@ -122,7 +141,19 @@ class Descent(NamedTuple):
 
 
 def descend(batches: Batches, params: Tree, direction: Direction, optimizer: optax.GradientTransformation) -> Descent:
-    """Local training with one loss: y <- y - optimizer(direction(y)) over the client's batches, from fresh optimizer state."""
+    """Local training with one loss: y <- y - optimizer(direction(y)) over the client's batches, from fresh optimizer state.
+
+    Args:
+      batches: of the client, see `batches`.
+      params: y at the start.
+      direction: (key, y, batch) -> (loss, direction, stats), such as `gradient(task)`.
+      optimizer: an optax transformation, such as `work.optimizer`.
+
+    >>> end = descend(batches(jax.random.key(0), data, work), params, gradient(task), work.optimizer)
+    >>> start = task.loss(params, data.train.whole(), None)[0]
+    >>> bool(task.loss(end.params, data.train.whole(), None)[0] < start)
+    True
+    """
 
     def step(t, key, batch, carry):
         y, state, total = carry
@@ -137,12 +168,24 @@ def descend(batches: Batches, params: Tree, direction: Direction, optimizer: opt
 
 
 def with_stats(params: Tree, stats: Tree) -> Tree:
-    """params with its normalization statistics replaced, where the model has any."""
+    """params with its normalization statistics replaced by stats, where the model has any.
+
+    >>> with_stats({"params": 1, "stats": 2}, 3), with_stats({"w": 1}, ())
+    ({'params': 1, 'stats': 3}, {'w': 1})
+    """
     return {**params, "stats": stats} if jax.tree.leaves(stats) else params
 
 
 def gradient(task: Task) -> Direction:
-    """The stochastic gradient of the task's loss on one batch: v = grad F(y; b)."""
+    """The stochastic gradient of the task's loss on one batch: v = grad F(y; b).
+
+    Returns:
+      (key, y, batch) -> (loss, v, stats): a scalar, a tree like y, and the new normalization statistics, () where there are none.
+
+    >>> loss, v, stats = gradient(task)(jax.random.key(0), params, data.train.whole())
+    >>> loss.shape, jax.tree.structure(v) == jax.tree.structure(params), stats
+    ((), True, ())
+    """
 
     def direction(key, params, batch):
         (loss, aux), grad = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)

@@ -102,6 +102,25 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
       everyone: why all clients must take part in every round, where the mathematics needs it; "" where some will do.
       refuses: {part: why} of the parts that a flag may not put into it; see Info.
       defaults: of the training options, where they differ.
+
+    Raises:
+      ValueError: the name is registered already; later, from the factory, an option is unknown.
+
+    >>> @method(family="mine", paper="none", year=2026, epochs=2)
+    ... def damped(task, work, *, factor: float = 0.5):
+    ...     '''FedAvg whose clients send a part of their change.
+    ...
+    ...     Args:
+    ...       factor: how much.
+    ...     '''
+    ...     def local(key, message, client, data):
+    ...         x = message["model"]
+    ...         y = descend(batches(key, data, work), x, gradient(task), work.optimizer)
+    ...         return Result({"model": tree.scale(factor, tree.sub(y.params, x))}, data.size, metrics={"loss": y.loss})
+    ...     return Method(local, steps=work.steps)
+    >>> made = damped(task, factor=0.25, lr=0.05)  # or fedjax_lab.train(method="damped", options={"factor": 0.25, "lr": 0.05})
+    >>> made.info.name, made.info.summary, int(made.steps(jnp.int32(30)))
+    ('damped', 'FedAvg whose clients send a part of their change.', 6)
     """
     absent = {"participation": f"all clients must take part in every round, {everyone}"} if everyone else {}
 
@@ -153,7 +172,31 @@ def _decayed(make: Callable[[Work], Method], work: Work) -> Method:
 
 
 def part(*, kind: str, family: str, paper: str, year: int, stateful: bool = False) -> Callable:
-    """Registers a wire, aggregator, server or other part under its name."""
+    """Registers a wire, aggregator, server or other part under its name.
+
+    Args:
+      kind: "wire" (the factory gives a Wire), "aggregator" (Streaming or Stacked), "server" (an optax transformation), "participation".
+      family, paper, year, stateful: for the card.
+
+    Raises:
+      ValueError: the name is registered already.
+
+    >>> @part(kind="wire", family="mine", paper="none", year=2026)
+    ... def rounded(*, step: float = 0.1):
+    ...     '''Every entry as a whole number of steps, 16 bits each.
+    ...
+    ...     Args:
+    ...       step: between two values.
+    ...     '''
+    ...     def encode(key, value, row):
+    ...         return jax.tree.map(lambda x: jnp.round(x / step).astype(jnp.int16), value), row
+    ...     def decode(code):
+    ...         return jax.tree.map(lambda x: x * step, code)
+    ...     return Wire(lambda field: (), encode, decode, lambda code: 16 * tree.size(code))
+    >>> code, _ = rounded(step=0.5).encode(jax.random.key(0), jnp.array([0.4, 1.1]), ())  # or train(wire_up="rounded:0.5")
+    >>> code.tolist(), rounded(step=0.5).bits(code)
+    ([1, 2], 32)
+    """
 
     def register(factory: Callable) -> Callable:
         name = factory.__name__.strip("_").replace("_", "-")
@@ -181,7 +224,11 @@ def _join_args(own: str | None, shared: str) -> str:
 
 
 def catalog(kind: str | None = None) -> dict[str, Callable]:
-    """Every registered factory by name, sorted; of one kind only, where given. Imports all of methods/ and parts/."""
+    """Every registered factory by name, sorted; of one kind only, where given. Imports all of methods/ and parts/.
+
+    >>> catalog("method")["scaffold"].info.year, "scaffold" in catalog("wire")
+    (2020, False)
+    """
     import fedjax_lab.methods
     import fedjax_lab.parts
 
@@ -200,8 +247,19 @@ def systems() -> dict[str, Callable]:
 def make(name: str, task: Any, **options: Any) -> Method:
     """The named method for a task, with its options typed and checked.
 
+    Args:
+      name: of the method, as --list prints it.
+      task: what is trained.
+      options: of the method, as text or as Python values.
+
     Raises:
       ValueError: an unknown name, or an unknown, ill-typed or out-of-range option; the line lists what is valid.
+
+    >>> make("fedprox", task, mu=0.1).info.year
+    2020
+    >>> make("fedprox", task, mi=0.1)
+    Traceback (most recent call last):
+    ValueError: 'fedprox' has no option 'mi'; valid: mu, weighting, lr, ...; did you mean 'mu'?
     """
     factory = spec.choose("method", name, catalog("method"))
     return factory(task, **spec.bind(factory, (), options, name=name))

@@ -26,7 +26,13 @@ def _weighted(acc: Tree, value: Tree, weight: Tree) -> Tree:
 
 
 def mean() -> Streaming:
-    """The weighted mean of what was heard, entry by entry where weights are; zero where nothing was."""
+    """The weighted mean of what was heard, entry by entry where weights are; zero where nothing was.
+
+    >>> rule, one, two = mean(), jnp.array([1.0, 3.0]), jnp.array([5.0, 5.0])
+    >>> acc = rule.add(rule.zero(one, jnp.float32(1)), one, jnp.float32(1))
+    >>> rule.finish(rule.add(acc, two, jnp.float32(3))).tolist()
+    [4.0, 4.5]
+    """
 
     def zero(value, weight):
         return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), value), jax.tree.map(jnp.zeros_like, weight)
@@ -52,7 +58,12 @@ def mean() -> Streaming:
 
 
 def total() -> Streaming:
-    """The weighted sum, not divided."""
+    """The weighted sum, not divided.
+
+    >>> rule, one = total(), jnp.array([1.0, 3.0])
+    >>> rule.finish(rule.add(rule.zero(one, jnp.float32(1)), one, jnp.float32(3))).tolist()
+    [3.0, 9.0]
+    """
 
     def zero(value, weight):
         return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), value)
@@ -69,5 +80,11 @@ def value_bits(value: Tree) -> int:
 
 
 def identity() -> Wire:
-    """Every entry as it is."""
+    """Every entry as it is.
+
+    >>> wire = identity()
+    >>> code, row = wire.encode(jax.random.key(0), {"w": jnp.zeros(3, jnp.float32)}, ())
+    >>> wire.bits(code), row
+    (96, ())
+    """
     return Wire(init=lambda field: (), encode=lambda key, value, row: (value, row), decode=lambda code: code, bits=value_bits)

@@ -10,17 +10,17 @@ given by the caller. `--help`, `--list` and the flags themselves read the same s
 """
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
-
-import jax
 
 
 class Range(NamedTuple):
@@ -31,6 +31,7 @@ class Range(NamedTuple):
     open: str = ""
 
     def holds(self, x: float) -> bool:
+        """Whether x is in the range."""
         above = x > self.low if self.open in ("low", "both") else x >= self.low
         return above and (x < self.high if self.open in ("high", "both") else x <= self.high)
 
@@ -108,6 +109,25 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return (", ".join(valid) or "none") + (f"; did you mean '{near[0]}'?" if near else "")
 
 
+class Arguments(argparse.ArgumentParser):
+    """argparse, where what is not valid is one line and exit status 2, and an unknown flag comes with the nearest valid one."""
+
+    def __init__(self, **more: Any):
+        super().__init__(allow_abbrev=False, **more)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        args = sys.argv[1:] if args is None else list(args)
+        known = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        for word in args[: args.index("--") if "--" in args else len(args)]:
+            name = word.removeprefix("--").partition("=")[0]
+            if word.startswith("--") and name not in known:
+                self.error(f"unknown flag --{name}; valid: {nearest(name, known)}")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def bind(factory: Callable, positional: Sequence[Any] = (), values: Mapping[str, Any] = {}, *, name: str = "") -> dict[str, Any]:
     """Values typed by the factory's signature.
 
@@ -153,6 +173,8 @@ def convert(kind: Any, value: Any, what: str = "value") -> Any:
     Raises:
       ValueError: it is not of that type or out of its range; `what` opens the line.
     """
+    import jax  # here, since launchers read their flags without it
+
     if isinstance(value, jax.core.Tracer):
         return value  # one of many runs; its values were checked before they were traced
     for leaf, ranges in _leaves(kind):

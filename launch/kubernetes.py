@@ -8,7 +8,6 @@ outlives the pods, such as gs://.
 """
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import re
@@ -17,6 +16,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+from fedjax_lab import spec
 
 PORT = 8476
 FOLDER = "/etc/fedjax_lab"
@@ -57,8 +58,8 @@ def manifest(name: str, image: str, processes: int, flags: str, more: list[str],
 
 def main() -> int:
     """Reads the command line, prints what is done and does it; 2 for a request that is not valid."""
-    parser = argparse.ArgumentParser(prog="launch.kubernetes", usage="%(prog)s NAME FILE.flags --image=IMAGE --processes=N [options] [-- FLAGS]",
-                                     description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = spec.Arguments(prog="launch.kubernetes", usage="%(prog)s NAME FILE.flags --image=IMAGE --processes=N [options] [-- FLAGS]",
+                            description=__doc__.split("\n\n")[0])
     parser.add_argument("name", help="of the JobSet")
     parser.add_argument("flagfile", metavar="FILE.flags", type=pathlib.Path, help="flags of experiments.train")
     parser.add_argument("--image", required=True, help="container image with the library")
@@ -83,7 +84,7 @@ def main() -> int:
     return status
 
 
-def _pairs(parser: argparse.ArgumentParser, name: str, items: list[str]) -> dict[str, str]:
+def _pairs(parser: spec.Arguments, name: str, items: list[str]) -> dict[str, str]:
     for item in items:
         if not item.partition("=")[2]:
             parser.error(f"--{name}={item}: expected NAME=VALUE")

@@ -6,7 +6,6 @@ others, and its exit status is returned; SIGTERM is handed on.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -15,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from fedjax_lab import spec
 
 GRACE = 10  # seconds in which the others may say how the failure of one looks to them, and then to obey SIGTERM
 
@@ -82,7 +83,7 @@ def _tell(started: list[subprocess.Popen], what: signal.Signals) -> None:
 
 def main() -> int:
     """Reads the command line and runs."""
-    parser = argparse.ArgumentParser(prog="launch.local", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = spec.Arguments(prog="launch.local", description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--devices_per_process", type=int, default=1, help="CPU devices of each")
     parser.add_argument("--port", type=int, help="of process 0, where the others find it; by default a free one")

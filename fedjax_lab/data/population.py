@@ -51,15 +51,23 @@ def from_arrays(x: np.ndarray, y: np.ndarray, clients: Sequence[Sequence[int]] |
                 *, key: Key, client_test: float | None = None, name: str = "arrays") -> Population:
     """A population of a user's own arrays.
 
-        population = from_arrays(x, y, [[0, 2, 5], [1, 3]], x_test, y_test, key=jax.random.key(0))
+    >>> x, y = np.zeros((6, 4), np.float32), np.array([0, 1, 2, 0, 1, 2])
+    >>> people = from_arrays(x, y, [[0, 2, 5], [1, 3]], x[:3], y[:3], key=jax.random.key(0))  # nobody has example 4
+    >>> people.clients, people.train.size.tolist(), people.counts.tolist()
+    (2, [3, 2], [[1.0, 0.0, 2.0], [1.0, 1.0, 0.0]])
 
     Args:
       x, y: [M, ...] training examples; whole-number y are classes.
       clients: the examples of each client, as lists of indices, as an array [clients, n] padded with -1, or as an array [M] with
         the number of each example's client.
       x_test, y_test: the central test set.
-      key, client_test: as in `build`.
+      key: for the choice of the clients' test examples.
+      client_test: share of each client's examples that is held out as its test set, in (0, 1); by default test sets are drawn from the
+        central one, with the client's label proportions.
       name: for the manifest.
+
+    Raises:
+      ValueError: an index that is not there, or given twice; a client without an example, or too small to hold one out.
     """
     y, y_test = (np.asarray(a) for a in (y, y_test))
     whole = np.issubdtype(y.dtype, np.integer)

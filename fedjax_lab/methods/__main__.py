@@ -1,7 +1,6 @@
 """The registry on the terminal: python -m fedjax_lab.methods [--json]"""
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -33,15 +32,10 @@ def table(cards: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the registry; 0 when done, 2 for an argument that is not valid."""
-    parser = argparse.ArgumentParser(prog="python -m fedjax_lab.methods", description="Every method and part of the library.", allow_abbrev=False)
+    """Prints the registry; 0 when done, exit status 2 for an argument that is not valid."""
+    parser = spec.Arguments(prog="fedjax_lab.methods", description="Every method and part of the library.")
     parser.add_argument("--json", action="store_true", help="a list of objects with the options of each")
-    arguments = sys.argv[1:] if argv is None else argv
-    unknown = [a for a in arguments if a not in ("--json", "-h", "--help")]
-    if unknown:
-        print(f"error: unexpected argument '{unknown[0]}'; valid: --json, --help", file=sys.stderr)
-        return 2
-    as_json = parser.parse_args(arguments).json
+    as_json = parser.parse_args(argv).json
     cards = [card(factory) for factory in registry.systems().values()]
     print(json.dumps(cards, indent=2) if as_json else table(cards))
     return 0

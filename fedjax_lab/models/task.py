@@ -31,14 +31,15 @@ def make_task(name: str, module: nn.Module, example: Batch, loss: PerExample, me
               normalize: tuple[Any, Any] | None = None, inputs: Sequence[str] | None = None) -> Task:
     """A Task from any flax.linen module and any loss per example.
 
-        class Quadratic(nn.Module):
-            @nn.compact
-            def __call__(self, x):
-                return nn.Dense(1)(x * x)
-
-        example = {"x": jnp.zeros((1, 3)), "y": jnp.zeros((1,)), "mask": jnp.ones((1,), bool)}
-        task = make_task("quadratic", Quadratic(), example, loss=lambda outputs, batch: (outputs[:, 0] - batch["y"]) ** 2)
-        params = task.init(jax.random.key(0))
+    >>> class Quadratic(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return nn.Dense(1)(x * x)
+    >>> example = {"x": jnp.zeros((1, 3)), "y": jnp.zeros((1,)), "mask": jnp.ones((1,), bool)}
+    >>> task = make_task("quadratic", Quadratic(), example, loss=lambda outputs, batch: (outputs[:, 0] - batch["y"]) ** 2)
+    >>> params = task.init(jax.random.key(0))
+    >>> task.apply(params, {"x": jnp.ones((5, 3))}).shape
+    (5, 1)
 
     If the module's signature has `train` it is told whether a key was given (training mode), and the key feeds its "dropout" stream;
     if it has `mask` it gets the mask [B] (for batch statistics). A collection "batch_stats" makes the parameters
@@ -47,12 +48,16 @@ def make_task(name: str, module: nn.Module, example: Batch, loss: PerExample, me
     head(features(x)), fills Task.features and Task.head.
 
     Args:
+      name: for messages and records.
       module: maps inputs [B, ...] to outputs [B, ...].
       example: a batch of any size, for the shapes.
       loss: (outputs, batch) -> [B].
       metrics: more of the kind, by name; they are reported beside "loss".
       normalize: (mean, deviation) of the inputs, after the scaling of images.
       inputs: names of the batch's arrays that the module takes, in order; by default `module.inputs`, or ("x",).
+
+    Raises:
+      ValueError: the example lacks an array, or, from `init`, the module has collections beside params and batch_stats.
     """
     names = tuple(inputs or getattr(module, "inputs", ("x",)))
     missing = [n for n in (*names, "y") if n not in example]
@@ -96,13 +101,37 @@ def classification(name: str, module: nn.Module, example: Batch, *, normalize: t
     """Softmax cross entropy and accuracy of a module that gives logits.
 
     Logits [B, C] go with labels y [B]; logits [B, T, C] with y [B, T] (next character, nodes of a graph), where positions with a
-    negative label are padding and an example's value is the mean over the others (0 if there are none).
+    negative label are padding and an example's value is the mean over the others (0 if there are none). The loss is in nats.
+
+    Args:
+      name, module, example, normalize: see `make_task`.
+
+    Raises:
+      ValueError: see `make_task`.
+
+    >>> example = {"x": jnp.zeros((1, 3)), "y": jnp.zeros((1,), jnp.int32), "mask": jnp.ones((1,), bool)}
+    >>> task = classification("linear", nn.Dense(4), example)
+    >>> params = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    >>> float(jnp.exp(task.loss(params, example, None)[0]))  # of four classes that are equally likely
+    4.0
     """
     return make_task(name, module, example, cross_entropy, {"accuracy": accuracy}, normalize)
 
 
 def regression(name: str, module: nn.Module, example: Batch, *, normalize: tuple[Any, Any] | None = None) -> Task:
-    """Squared error of a module that gives [B], [B, 1] or the shape of y; the mean over an example's outputs, without a factor 1/2."""
+    """Squared error of a module that gives [B], [B, 1] or the shape of y; the mean over an example's outputs, without a factor 1/2.
+
+    Args:
+      name, module, example, normalize: see `make_task`.
+
+    Raises:
+      ValueError: see `make_task`.
+
+    >>> example = {"x": jnp.zeros((1, 3)), "y": jnp.full((1,), 3.0), "mask": jnp.ones((1,), bool)}
+    >>> task = regression("linear", nn.Dense(1), example)
+    >>> float(task.loss(task.init(jax.random.key(0)), example, None)[0])
+    9.0
+    """
     return make_task(name, module, example, squared_error, None, normalize)
 
 

@@ -10,10 +10,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 from absl import flags
-from test_train import ROOT, refused
+from test_train import ROOT, refused, write_ratings
 
 from experiments import partition, screen
 from fedjax_lab import config as configs
+from fedjax_lab.data import known, sources
 
 SMALL = ("--source=digits", "--clients=8")
 
@@ -74,6 +75,16 @@ def test_every_flag_of_the_partition_counts(show, tmp_path):
     assert len({f["sha256_partition"] for f in found}) == len(found) and found[-1]["clients"] == 4
     known = {field.name for field in configs.fields()}
     assert set(partition.CONFIG) < known and {*changes, "partition_file"} < set(partition.CONFIG)
+
+
+def test_data_come_from_the_folder(show, tmp_path, monkeypatch):
+    monkeypatch.delitem(known.FACTS, "ml_latest_small")
+    natural = ("--source=ml_latest_small", "--partition=natural")
+    assert facts(show(f"--data_dir={write_ratings(tmp_path)}", base=natural))["clients"] == 6
+    refused(show(base=natural), "--data_dir")
+    asked, load = [], sources.load
+    monkeypatch.setattr(sources, "load", lambda *words: asked.append(words) or load(*words))
+    assert show("--data_dir=sets", "--cache_dir=kept").status == 0 and asked == [("digits", "sets", "kept")]
 
 
 def test_a_sequence_has_a_pair_of_files_for_each_task(show):

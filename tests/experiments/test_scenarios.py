@@ -103,6 +103,16 @@ def test_the_measured_line_is_replaced_and_nothing_else():
     assert rest(again) == rest(before) and scenarios.record(again, re.search(MEASURED, before)[0]) == before
 
 
+def test_data_dir_is_handed_on(tmp_path, monkeypatch):
+    handed = []
+    (tmp_path / "some.flags").write_text("# Some.\n")
+    monkeypatch.setattr(scenarios, "FOLDER", tmp_path)
+    monkeypatch.setattr(scenarios, "run", lambda name, flags: handed.append(flags) or scenarios.Result(1, 2, "test_loss", 2, 1, 3))
+    monkeypatch.chdir(tmp_path)
+    assert scenarios.main(["some"]) == scenarios.main(["some", "--data_dir=sets"]) == 0
+    assert handed == [[], [f"--data_dir={tmp_path / 'sets'}"]]
+
+
 def test_list_and_refusals(capsys):
     assert scenarios.main(["--list"]) == 0
     assert all(f"{name}\n  " in capsys.readouterr().out for name in [scenarios.names()[0]])

@@ -9,6 +9,7 @@ import sys
 import pytest
 from outcome import ROOT, RUN, Result, result
 
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
     """Of the processes that tests start: this checkout, CPU devices, one cache of programs for all."""

@@ -8,8 +8,8 @@ import pytest
 from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 
-from fedjax_lab import run, workdir
-from fedjax_lab.data import files, source
+from fedjax_lab import run, tasks, workdir
+from fedjax_lab.data import files, known, source
 
 SETTINGS = {"clients": 4, "cohort": 2, "rounds": 2, "eval_every": 1, "devices": 1, "options": {"lr": 0.1}}
 
@@ -61,10 +61,23 @@ def test_data_are_found_and_read_in_a_bucket(buckets):
         files.read("set", "other.npz", "gs://bucket/data")
 
 
+def test_a_set_of_a_data_folder_in_a_bucket(buckets, monkeypatch):
+    folder = buckets[0] / "bucket" / "data"
+    (folder / "series").mkdir(parents=True)
+    prices = np.exp(np.random.default_rng(0).normal(size=(120, 3)))
+    np.savez(folder / "series" / "stocks.npz", adj_close=prices, ticker=np.array(["A", "B", "C"]))
+    monkeypatch.setattr(known, "assert_arrays", lambda name, sha256: None)  # these prices are made up
+    local, away = (tasks.load("stocks_logreg:window=4", where)[0] for where in (str(folder), "gs://bucket/data"))
+    assert len(away.train["x"]) and away.manifest == local.manifest
+    for side in ("train", "test"):
+        np.testing.assert_array_equal(getattr(away, side)["x"], getattr(local, side)["x"])
+
+
 def test_a_run_begins_goes_on_and_ends_in_a_bucket(buckets, tmp_path):
     root, asked = buckets
     npz(root / "bucket" / "set.npz")
-    settings = {**SETTINGS, "task": "npz_logreg:path=gs://bucket/set.npz", "cache_dir": str(tmp_path / "cache")}
+    settings = {**SETTINGS, "task": "npz_logreg:path=gs://bucket/set.npz", "method": "scaffold", "client_state": "disk",
+                "cache_dir": str(tmp_path / "cache")}
     for rounds in (2, 4):
         done = run.train(**{**settings, "rounds": rounds}, workdir="gs://bucket/runs/one")
     assert [row["round"] for row in workdir.history("gs://bucket/runs/one")] == [0, 1, 2, 3, 4]

@@ -47,6 +47,18 @@ def test_any_split_of_the_devices_gives_the_same_bits(together, alone, tmp_path,
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("processes, flag", [(2, "--population=host"), (4, "--population=disk"), (2, "--client_state=disk")])
+def test_what_lives_off_the_devices_gives_the_same_bits(together, alone, tmp_path, processes, flag):
+    status, out, _ = together(local.commands(processes, local.free_port(), [*RUN, flag, f"--workdir={tmp_path / 'run'}"]))
+    assert status == 0, out
+
+    def common(one):  # a table off the devices has other arrays, those of known rows
+        return one._replace(arrays={k: v for k, v in one.arrays.items() if "client_state" not in flag or not k.startswith("state.clients")})
+
+    assert same_bits(common(result(tmp_path / "run")), common(alone))
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("processes, devices, model", [(1, 2, 2), (2, 1, 2), (2, 2, 2)])
 def test_a_model_cut_over_devices_agrees_to_rounding(together, alone, tmp_path, processes, devices, model):
     flags = [*RUN, f"--model_devices={model}", f"--workdir={tmp_path / 'run'}"]
@@ -70,7 +82,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together, alone, tmp_pat
 @pytest.mark.full
 @pytest.mark.parametrize("flags, words", [
     (([], ["--seed=1"]), ("configuration of process 1", "same flags")),
-    ((["--task=mnist_mlp"], ["--task=mnist_mlp"]), ("mnist", "not found")),
+    ((["--task=mnist_mlp", "--data_dir=nowhere"], ["--task=mnist_mlp", "--data_dir=nowhere"]), ("mnist", "not found")),
 ])
 def test_what_is_wrong_is_said_and_ends_all(together, tmp_path, flags, words):
     lines = [[*line, *more] for line, more in zip(local.commands(2, local.free_port(), [*RUN, f"--workdir={tmp_path / 'run'}"]), flags, strict=True)]
@@ -140,10 +152,10 @@ def launch(*argv: str) -> subprocess.CompletedProcess:
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path):
-    done = launch("--processes=2", "--devices_per_process=4", "--port=1234", "--dry_run", "--", "--rounds=3", f"--workdir={tmp_path / 'a run'}")
+    done = launch("--processes=2", "--devices_per_process=4", "--port=1234", "--dry_run", "--", "--flagfile=my.flags", f"--workdir={tmp_path / 'a run'}")
     assert done.returncode == 0, done.stderr
     words = [shlex.split(line) for line in done.stdout.splitlines()]
-    shared = ["experiments.train", "--rounds=3", f"--workdir={tmp_path / 'a run'}", "--coordinator=127.0.0.1:1234", "--processes=2"]
+    shared = ["experiments.train", "--flagfile=my.flags", f"--workdir={tmp_path / 'a run'}", "--coordinator=127.0.0.1:1234", "--processes=2"]
     assert [w[w.index("experiments.train"):] for w in words] == [[*shared, f"--process_id={i}"] for i in range(2)]
     assert all(w[0] == "env" and "JAX_NUM_CPU_DEVICES=4" in w for w in words) and not os.listdir(tmp_path)
 
