@@ -1,9 +1,8 @@
 """From module to Task: the mask, the loss, statistics, inputs; numpy forward passes written from the definition."""
 from __future__ import annotations
 
+import doctest
 import functools
-import inspect
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -195,9 +194,9 @@ def test_a_key_means_training_mode():
 
 
 def test_the_example_of_the_documentation_runs():
-    lines = inspect.getdoc(make_task).split("\n\n    ", 1)[1].split("\n\nIf the module")[0]
     space = {"nn": nn, "jnp": jnp, "jax": jax, "make_task": make_task}
-    exec(textwrap.dedent("    " + lines), space)  # noqa: S102
+    for example in doctest.DocTestParser().get_examples(make_task.__doc__):
+        exec(example.source, space)  # noqa: S102
     task, params = space["task"], space["params"]
     batch = {"x": jnp.array([[1.0, 2, 3]]), "y": jnp.array([2.0]), "mask": jnp.ones(1, bool)}
     dense = params["Dense_0"]
