@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_lab import tree
-from fedjax_lab.engine import evaluate, sync
+from fedjax_lab.engine import evaluate, ledger, sync
 from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import Key, Method, Participation, Population, Record, Task, Tree
 
@@ -86,7 +86,7 @@ def build(task: Task, method: Method, population: Population, participation: Par
 
     plan = {**plan, "devices": many.size, "side_by_side": width, "memory_bytes": many.size * (width * each + tree.nbytes(world))}
     world = meshes.place(world, meshes.replicated(many))
-    costs = functools.cache(lambda: sync.costs(s, world, shapes))
+    costs = functools.cache(lambda: ledger.costs(s, world, shapes))
     return Batch(world, across(single, many, width), many.size, width, fit < min(wanted, share), small, plan, costs)
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from fedjax_lab.engine import exchange
+
 ARITHMETIC = {"add", "add_any", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "square", "sqrt", "rsqrt", "cbrt", "pow", "integer_pow",
               "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erf_inv", "erfc", "sin", "cos", "tan", "atan2", "rem", "clamp"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumprod", "cummax", "cumlogsumexp", "argmax", "argmin"}
@@ -92,6 +94,36 @@ def cost(work: Callable[[int], Flops], capacity: int, everyone: bool = False) ->
     return Cost(one.once - example, example, one.turn - seen if seen else 0, seen or one.turn, width, everyone)
 
 
+def costs(setting: Any, world: Any, shapes: Any) -> list[Cost]:
+    """What a client's work in each phase costs; only shapes matter.
+
+    Args:
+      setting, world: of engine.sync;  shapes: of the State.
+    """
+
+    def work(capacity: int) -> list[Flops]:
+        small, found, keep = setting._replace(capacity=(capacity, setting.capacity[1])), [], {False: (), True: ()}
+        row = jax.eval_shape(lambda rows: jax.tree.map(lambda x: x[0], rows), shapes.clients)
+        slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
+        for phase in setting.method.exchanges:
+
+            def local(world, key, server, row, keep, phase=phase):
+                data = small.view(world, slot._replace(keep=keep), jnp.int32(0))
+                return phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
+
+            jaxpr, result = jax.make_jaxpr(local, return_shape=True)(world, jax.random.key(0), shapes.server, row, keep[phase.everyone])
+            found.append(count(jaxpr.jaxpr))
+            row, keep[phase.everyone] = result.client, result.keep
+        return found
+
+    whole = work(setting.capacity[0])
+    try:
+        of = {1: work(1), 2: work(2), setting.capacity[0]: whole}
+    except (TypeError, ValueError):  # the method holds arrays of a batch's width: short batches count as whole ones
+        return [Cost(flops.once, 0, flops.turn, 0, 1, phase.everyone) for flops, phase in zip(whole, setting.method.exchanges, strict=True)]
+    return [cost(lambda c, p=p: of[c][p], setting.capacity[0], phase.everyone) for p, phase in enumerate(setting.method.exchanges)]
+
+
 def spent(costs: Sequence[Cost], size: np.ndarray, rounds: Mapping[str, np.ndarray]) -> int:
     """Operations of local training in these rounds.
 
@@ -114,4 +146,4 @@ def spent(costs: Sequence[Cost], size: np.ndarray, rounds: Mapping[str, np.ndarr
     return total
 
 
-__all__ = ["Cost", "Flops", "cost", "count", "flops", "spent"]
+__all__ = ["Cost", "Flops", "cost", "costs", "count", "flops", "spent"]

@@ -151,7 +151,7 @@ def _resident(s: Setting, population: Population, panel: evaluate.Panel) -> Simu
     shapes = jax.eval_shape(start, world, jax.random.key(0))
     shardings = _shardings(s.lay.mesh, s.clients, shapes)
     run = jax.jit(segment, donate_argnums=(1,), out_shardings=(shardings, everywhere))
-    cost = functools.cache(lambda: costs(s, world, shapes))
+    cost = functools.cache(lambda: ledger.costs(s, world, shapes))
     return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world), cost)
 
 
@@ -208,7 +208,7 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
         after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds, due)
         return after._replace(clients=table.write(state.clients, share, (after.clients, after.wires)), wires=()), record
 
-    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like), functools.cache(lambda: costs(s, like, shapes)))
+    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like), functools.cache(lambda: ledger.costs(s, like, shapes)))
 
 
 def _segment(s: Setting):
@@ -406,32 +406,6 @@ def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]
     key = keys.purpose(state.key, "personal")
     own = evaluate.personal(s, key, state.server, _gather(state.clients, s.row(world, ids)), world, lay)
     return {**report, **evaluate.spread(own, "personal_")}
-
-
-def costs(s: Setting, world: World, shapes: State) -> list[ledger.Cost]:
-    """What a client's work in each phase costs; only shapes matter."""
-
-    def work(capacity: int) -> list[ledger.Flops]:
-        small, found, keep = s._replace(capacity=(capacity, s.capacity[1])), [], {False: (), True: ()}
-        row = jax.eval_shape(lambda rows: jax.tree.map(lambda x: x[0], rows), shapes.clients)
-        slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
-        for phase in s.method.exchanges:
-
-            def local(world, key, server, row, keep, phase=phase):
-                data = small.view(world, slot._replace(keep=keep), jnp.int32(0))
-                return phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
-
-            jaxpr, result = jax.make_jaxpr(local, return_shape=True)(world, jax.random.key(0), shapes.server, row, keep[phase.everyone])
-            found.append(ledger.count(jaxpr.jaxpr))
-            row, keep[phase.everyone] = result.client, result.keep
-        return found
-
-    whole = work(s.capacity[0])
-    try:
-        of = {1: work(1), 2: work(2), s.capacity[0]: whole}
-    except (TypeError, ValueError):  # the method holds arrays of a batch's width: short batches count as whole ones
-        return [ledger.Cost(flops.once, 0, flops.turn, 0, 1, phase.everyone) for flops, phase in zip(whole, s.method.exchanges, strict=True)]
-    return [ledger.cost(lambda c, p=p: of[c][p], s.capacity[0], phase.everyone) for p, phase in enumerate(s.method.exchanges)]
 
 
 def plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from engine import tiny
 
 import fedjax_lab
 from fedjax_lab import config as configs
@@ -98,3 +99,16 @@ def test_the_method_says_how_many_gradients_there_are():
     (plain,), (sam,), (all_, cohort) = costs(), costs(method="fedsam"), costs(method="mime")
     assert 2 * plain.seen == sam.seen == cohort.seen and all_.seen == plain.seen
     assert not any(c.everyone for c in (plain, sam, all_, cohort)) and any(c.everyone for c in costs(method="bvr-l-sgd"))
+
+
+def test_a_method_that_holds_an_array_of_a_batchs_width_counts_short_batches_as_whole():
+    plain = tiny.averaging(tiny.task(), tiny.work())
+
+    def local(key, message, row, data):
+        if data.train.capacity < 3:
+            raise ValueError("Incompatible shapes")
+        return plain.local(key, message, row, data)
+
+    (whole,), (fine,) = (tiny.build(method).costs() for method in (plain._replace(local=local), plain))
+    assert (whole.example, whole.seen, whole.width) == (0, 0, 1)
+    assert whole.step == pytest.approx(fine.step + fine.seen * fine.width, rel=0.01) and whole.client == fine.client > 0
