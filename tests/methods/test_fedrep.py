@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import bench
 import jax
 import jax.numpy as jnp
@@ -74,5 +76,5 @@ def angles():
 
 
 def test_the_subspace_contracts_on_the_linear_problem(angles):
-    assert all(later < earlier for earlier, later in zip(angles, angles[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(angles))
     assert angles[-1] < 0.6 * angles[0]
