@@ -87,17 +87,17 @@ def ratios(results: Mapping[str, Mapping[int, list]], cells: Sequence[series.Cel
     config, numbers = cells[0].config, [cell.config.seed for cell in cells]
     share = statistics.mean(rows[-1]["seconds"] for runs in results.values() for rows in runs.values() if rows)
     single = warm(config, numbers)
-    lines = f"one warm process, compilation apart: {single:.3g} s a run alone, {share:.3g} s in the sweep: {single / share:.2f} times faster"
+    lines = f"one warm process, compilation apart: {single:.3g} s a run alone, {share:.3g} s in the sweep: {single / share:.4g} times faster"
     devices = mesh.make(None if config.devices == "auto" else config.devices).size
     if devices > 1:
         floor = warm(dataclasses.replace(config, devices=1), numbers[:2]) / devices
-        lines += f"\n{devices} devices with a run each, which wait for nobody: {floor:.3g} s a run, {single / floor:.2f} times faster is the floor without side by side"
+        lines += f"\n{devices} devices with a run each, which wait for nobody: {floor:.3g} s a run, {single / floor:.4g} times faster is the floor without side by side"
     some = cells[::-(-len(cells) // PROCESSES)]
     if seconds is None:
         return lines + "\nwhole processes: not measured, since part of the sweep had been there before"
     whole = statistics.mean(process(cell.config) for cell in some)
     return (f"{lines}\nwhole processes one after another: {whole:.3g} s each ({len(some)} were measured), {whole * len(cells):.4g} s for all "
-            f"{len(cells)}, the sweep {seconds:.4g} s: {whole * len(cells) / seconds:.2f} times faster")
+            f"{len(cells)}, the sweep {seconds:.4g} s: {whole * len(cells) / seconds:.4g} times faster")
 
 
 def warm(config: Config, seeds: Sequence[int]) -> float:

@@ -104,14 +104,15 @@ def measured(task: str, cache, **settings) -> dict[str, float]:
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def test_memory_does_not_follow_the_population(tmp_path, request):
-    """A population of 64 MB or more adds a fraction of that to the process's own memory; on the device it adds all of it."""
-    large = 1_000_000 if request.config.getoption("--all") else 50_000
-    held = {}
+@pytest.mark.full
+def test_memory_does_not_follow_the_population(tmp_path):
+    """A population of 1.3 GB adds next to nothing to the process's own memory; on the device it would add all of it."""
+    large, held = 1_000_000, {}
     for n, where in ((2_000, "disk"), (large, "disk"), (large, "host")):
-        held[n, where] = measured(f"crowd_logreg:clients={n},dim=16,size=20", tmp_path, population=where)["RssAnon"]
+        for _ in range(2):  # the first makes the folder and compiles, which leaves an own size behind
+            held[n, where] = measured(f"crowd_logreg:clients={n},dim=16,size=20", tmp_path, population=where)["RssAnon"]
     whole = large * 20 * 17 * 4 / 2**20
-    assert max(held[large, "disk"], held[large, "host"]) - held[2_000, "disk"] < 0.3 * whole
+    assert max(held[large, "disk"], held[large, "host"]) - held[2_000, "disk"] < 0.1 * whole, held
 
 
 def on_devices(tree) -> int:
