@@ -18,7 +18,8 @@ def define(names: Collection[str]) -> None:
     """A flag for each of these fields of Config, with the field's help."""
     for field in configs.fields():
         if field.name in names:
-            flags.DEFINE_string(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=flags.FLAGS)
+            make = flags.DEFINE_bool if isinstance(field.default, bool) else flags.DEFINE_string
+            make(field.name, None, f"{field.metadata['help']} (default: {field.default})", flag_values=flags.FLAGS)
 
 
 def together(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:

@@ -40,6 +40,13 @@ class Config:
     participation: str = _field(
         "uniform", "who takes part, NAME[:VALUE][,arg=value...], and what befalls them joined to it by '+': poisson+dropout:0.1"
     )
+    schedule: str | None = _field(
+        None, "in what order clients and server act: sync in rounds, buffered[:arg=value,...] on a virtual clock, gossip[:arg=value,...] without a server; "
+        "by default what the method was published for"
+    )
+    graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...]")
+    attack: str | None = _field(None, "what malicious clients do, NAME[:VALUE][,arg=value...] with share=, joined by '+'; --list prints them")
+    allow_untested: bool = _field(False, "run a combination that no paper describes, such as a method under another schedule than its own", free=True)
     rounds: Count = _field(400, "rounds to train")
     target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")
     eval_every: Count = _field(20, "rounds between two evaluations; they run in one device call")

@@ -91,7 +91,7 @@ def client_optimizer_of(text: str, lr: Any) -> tuple[optax.GradientTransformatio
 
 
 def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_sgd: str = "", everyone: str = "",
-           refuses: Mapping[str, str] = {}, **defaults: Any) -> Callable:
+           refuses: Mapping[str, str] = {}, schedule: str = "sync", **defaults: Any) -> Callable:
     """Registers `factory(task, work, *, ...) -> Method` under its name (underscores become dashes).
 
     The registered function is called as `factory(task, *, ..., lr=..., epochs=..., ...)`.
@@ -101,6 +101,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
       plain_sgd: why client_optimizer must be plain SGD, where the mathematics needs it; "" where any will do.
       everyone: why all clients must take part in every round, where the mathematics needs it; "" where some will do.
       refuses: {part: why} of the parts that a flag may not put into it; see Info.
+      schedule: what it was published for, and runs under where --schedule says nothing.
       defaults: of the training options, where they differ.
 
     Raises:
@@ -126,7 +127,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
 
     def register(factory: Callable) -> Callable[..., Method]:
         name = factory.__name__.replace("_", "-")
-        info = _info(factory, name, "method", family, paper, year, stateful)._replace(refuses={**refuses, **absent})
+        info = _info(factory, name, "method", family, paper, year, stateful)._replace(refuses={**refuses, **absent}, schedule=schedule)
         shared = inspect.signature(training, eval_str=True).parameters
         shared = {k: p.replace(default=defaults.get(k, p.default)) for k, p in shared.items()}
         own = [p for k, p in inspect.signature(factory, eval_str=True).parameters.items() if k not in ("task", "work")]

@@ -169,25 +169,19 @@ def prepare(config: Config, *, task: Task | None = None, population: Population 
     >>> prepared.population.clients, prepared.simulation.plan["parameters"]
     (6, 650)
     """
-    from fedjax_lab.engine import mesh, sync
-    from fedjax_lab.parts.cohorts.text import from_text
+    from fedjax_lab import schedules
+    from fedjax_lab.engine import mesh
 
     platform.prepare(config.devices, config.precision, config.cache_dir)
     if population is None or task is None:
         population, task = processes.each(lambda: _data(config, population, task))
         processes.agree("the data", str(population.manifest))
     task, method = _dressed(config, task, method, population)
-    if config.cohort > population.clients:
-        raise ValueError(f"--cohort={config.cohort}: more than the {population.clients} clients there are; choose 1..{population.clients}")
-    whole = config.participation == Config.participation and config.cohort == population.clients
-    if "participation" in method.info.refuses and not whole:
-        raise ValueError(f"--cohort={config.cohort} --participation={config.participation}: '{method.info.name}' refuses it: "
-                         f"{method.info.refuses['participation']}; choose --cohort={population.clients} and uniform")
-    participation = from_text(config.participation, population.clients, config.cohort)
+    lower, participation = schedules.lowering(config, method, population)
     devices = mesh.make(None if config.devices == "auto" else config.devices, config.model_devices)
     processes.agree("the configuration", str([f for f in configs.flags(config) if not f.startswith(("--data_dir", "--cache_dir"))]))
     build = functools.partial(
-        build or sync.build, task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
+        build or lower, task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
         length=min(config.eval_every, config.rounds), eval_clients=config.eval_clients, streamed=config.population != "device",
         client_state=config.client_state,
     )

@@ -140,6 +140,8 @@ class ClientData(NamedTuple):
     allowance: int32 scalar, the most local steps that the engine grants (a straggler gets fewer).
     keep: what this client kept in the phase before it with the same cohort, () in the first.
     present: bool scalar, whether the client is in the round's cohort; in a phase over everyone it may not be.
+    staleness: int32 scalar, how often the server was updated between sending its model and hearing this client; 0 in synchronous rounds.
+    factor: float32 scalar, the weight that the schedule gives this upload; 1 in synchronous rounds.
     """
 
     id: jax.Array
@@ -150,6 +152,8 @@ class ClientData(NamedTuple):
     allowance: jax.Array
     keep: Tree = ()
     present: jax.Array | bool = True
+    staleness: jax.Array | int = 0
+    factor: jax.Array | float = 1.0
 
     @property
     def size(self) -> jax.Array:
@@ -161,6 +165,7 @@ class Cohort(NamedTuple):
     """Who was heard in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number).
 
     counts: [S, C] training examples per class of those who were heard, zero for the others.
+    staleness: int32 [S], see ClientData; 0 in synchronous rounds.
     """
 
     ids: jax.Array
@@ -170,6 +175,7 @@ class Cohort(NamedTuple):
     clients: int
     clock: jax.Array
     counts: jax.Array | None = None
+    staleness: jax.Array | None = None
 
 
 class Result(NamedTuple):
@@ -228,6 +234,7 @@ class Info(NamedTuple):
     """A registered system's card: what `python -m fedjax_lab.methods` prints.
 
     refuses: {part: why} of the parts (wire_up, wire_down, aggregator, server, participation) that its mathematics does not allow.
+    schedule: the schedule that it was published for, as --schedule has it.
     """
 
     name: str
@@ -238,6 +245,7 @@ class Info(NamedTuple):
     summary: str
     stateful: bool = False
     refuses: Mapping[str, str] = {}
+    schedule: str = "sync"
 
 
 class Phase(NamedTuple):
@@ -338,6 +346,8 @@ class Draw(NamedTuple):
     heard: bool [S], whose upload arrives, among those who start: the others work in vain and keep their old row.
     allowance: int32 [S], the most local steps.   metrics: {name: scalar}, such as "overflow".
     share: float32 [S], where below 1 the share of its own steps that a client may do, rounded, at least one step.
+    base: int32 [S], the round whose model each was sent, at most `versions` - 1 before this one; None for this very round.
+    factor: float32 [S], see ClientData.
     """
 
     state: Tree
@@ -347,24 +357,28 @@ class Draw(NamedTuple):
     allowance: jax.Array
     metrics: Mapping[str, jax.Array] = {}
     share: jax.Array | float = 1.0
+    base: jax.Array | None = None
+    factor: jax.Array | float = 1.0
 
 
 class Participation(NamedTuple):
     """Who takes part in which round, pure in the round.
 
     slots: S, static.   init: (key, census) -> state.   draw: (key, state, clock) -> Draw.
+    versions: how many of the last models are kept, this round's included; more than 1 where clients were sent an earlier one.
     """
 
     slots: int
     init: Callable[[Key, Census], Tree]
     draw: Callable[[Key, Tree, jax.Array], Draw]
+    versions: int = 1
 
 
 class State(NamedTuple):
     """Everything that evolves in a run, in one pytree: what a checkpoint holds.
 
     server: the method's;  clients: rows [N, ...];  wires: the up wires' rows, per phase and field, [N, ...];
-    participation: the sampler's;  key: the run's root key, constant.
+    participation: the sampler's;  key: the run's root key, constant;  versions: the server's last states [V, ...], () if only one is kept.
     """
 
     server: Tree
@@ -372,6 +386,7 @@ class State(NamedTuple):
     wires: Tree
     participation: Tree
     key: Key
+    versions: Tree = ()
 
 
 class Simulation(NamedTuple):

@@ -13,12 +13,20 @@ from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.types import ClientData, Cohort, Key, Phase, Streaming, Tree, Wire
 
 
+class Start(NamedTuple):
+    """When a client started: base, staleness and factor of its Draw and ClientData, scalars."""
+
+    base: jax.Array
+    staleness: jax.Array
+    factor: jax.Array
+
+
 class Slot(NamedTuple):
     """One place in a cohort.
 
     id: who sits there;  at: that client's place in the population's streams;  allowance: how many steps it may take;
     mask: whether it starts;  heard: whether its upload arrives;  present: whether it was drawn for the round;
-    keep: what it kept from the phase before.
+    keep: what it kept from the phase before;  start: (), or when it started, where that was not in this round.
     """
 
     id: jax.Array
@@ -28,6 +36,7 @@ class Slot(NamedTuple):
     heard: jax.Array
     present: jax.Array
     keep: Tree = ()
+    start: Start | tuple[()] = ()
 
 
 class Trace(NamedTuple):
@@ -46,11 +55,15 @@ class Trace(NamedTuple):
     finite: jax.Array
 
 
+Begin = Callable[[tuple, Slot], tuple[Tree, Key, jax.Array]]
+"""(shared, slot) -> (server, round key, clock) that a client starts from."""
+
 View = Callable[[Tree, Slot, jax.Array], ClientData]
 """(world, slot, clock) -> ClientData."""
 
 
-def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree) -> sweeps.Outcome:
+def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree,
+        begin: Begin = lambda shared, slot: shared[1:]) -> sweeps.Outcome:
     """One phase over a cohort.
 
     Args:
@@ -58,8 +71,9 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
       phase: what each client does.
       name: the purpose of the phase's randomness.
       view: makes a client's data.
-      shared: (world, server, round key, clock).
+      shared: (world, ...), the rest is what `begin` reads.
       slots, rows: in device order; rows are (client rows, {field: wire rows}).
+      begin: see Begin; by default shared is (world, server, round key, clock), the same for all.
 
     Returns:
       summands: aggregates of the streaming fields;  row: new rows;  stacked: a Trace per slot. All in device order.
@@ -67,7 +81,7 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
 
     @functools.partial(jax.jit, inline=True)  # its shapes are asked for twice before it runs: one trace serves all
     def body(shared, slot: Slot, row):
-        world, server, key, clock = shared
+        world, (server, key, clock) = shared[0], begin(shared, slot)
         own, memory = row
         key = keys.purpose(keys.for_client(key, slot.id), name)
         data = view(world, slot._replace(allowance=jnp.where(slot.mask, slot.allowance, 0)), clock)

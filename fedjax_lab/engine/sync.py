@@ -82,7 +82,16 @@ class Setting(NamedTuple):
         """One client's window on the world."""
         population = world.population
         views = [View(stream, slot.at, c) for stream, c in zip((population.train, population.test), self.capacity, strict=True)]
-        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present)
+        late = (slot.start.staleness, slot.start.factor) if slot.start else ()
+        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present, *late)
+
+    def begin(self, shared: tuple, slot: exchange.Slot) -> tuple[Tree, Key, jax.Array]:
+        """The server, the key and the clock of the round in which a client started."""
+        if not slot.start:
+            return shared[1:]
+        _, versions, key, _ = shared
+        at, clock = slot.start.base % self.participation.versions, slot.start.base
+        return jax.tree.map(lambda x: x[at], versions), keys.for_round(key, clock), clock
 
 
 def build(
@@ -135,6 +144,8 @@ def setting(task: Task, method: Method, population: Population, participation: P
     whole = any(phase.everyone for phase in method.exchanges)
     if whole and (streamed or away):
         raise ValueError(f"method '{method.info.name}' asks all clients at once: it needs population and client_state on the device")
+    if participation.versions > 1 and len(method.exchanges) > 1:
+        raise ValueError(f"method '{method.info.name}' has several exchanges in a round: its clients cannot start from earlier models")
     capacity = tuple(max(1, stream.most(side.size)) for side in (population.train, population.test))
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
     everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
@@ -161,7 +172,7 @@ def program(s: Setting) -> tuple[Callable[[World, Key], State], Callable[..., tu
     def start(world, key):
         server, participation = _begin(s, key)
         facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), world.population.train.size, world.population.counts)
-        return State(server, *_rows(s, world, key, facts), participation, key)
+        return State(server, *_rows(s, world, key, facts), participation, key, _versions(s, server))
 
     return start, _segment(s)
 
@@ -188,7 +199,7 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
 
     def state_of(key, facts):
         server, participation = _begin(s, key)
-        return State(server, *_rows(s, like, key, facts), participation, key)
+        return State(server, *_rows(s, like, key, facts), participation, key, _versions(s, server))
 
     shapes = jax.eval_shape(state_of, jax.random.key(0), feeder.like.facts if s.away else stream.facts_of(population))
     shardings = _shardings(s.lay.mesh, feeder.room.clients if s.away else s.clients, shapes)
@@ -198,7 +209,7 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
         if not s.away:
             return jax.jit(state_of, out_shardings=shardings)(key, stream.facts_of(population))
         (server, participation), key = put((begin(key), key))
-        return State(server, table.new(), (), participation, key)
+        return State(server, table.new(), (), participation, key, put(_versions(s, server)))
 
     def segment(world, state, clock, rounds, due=True):
         share = feeder.take(state, int(clock), int(rounds))
@@ -228,13 +239,19 @@ def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
     first = meshes.CLIENTS if clients % mesh.shape[meshes.CLIENTS] == 0 else None
     everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
     rows = {part: meshes.cut(mesh, getattr(shapes, part), first) for part in ("clients", "wires")}
-    return everywhere._replace(server=meshes.cut(mesh, shapes.server), **rows)
+    return everywhere._replace(server=meshes.cut(mesh, shapes.server), versions=meshes.cut(mesh, shapes.versions, None), **rows)
 
 
 def _begin(s: Setting, key) -> tuple[Tree, Tree]:
     """The server's and the sampler's first state."""
     server = s.method.init_server(keys.purpose(key, "server"), s.task.init(keys.purpose(key, "params")), s.census)
     return tree.strong((server, s.participation.init(keys.purpose(key, "participation"), s.census)))
+
+
+def _versions(s: Setting, server: Tree) -> Tree:
+    """The first states of the server that are kept, [V, ...], or ()."""
+    kept = s.participation.versions
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (kept, *x.shape)), server) if kept > 1 else ()
 
 
 def _rows(s: Setting, world: World, key, facts: Facts) -> tuple[Tree, tuple[Mapping[str, Tree], ...]]:
@@ -306,6 +323,7 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
     if s.all is not None:
         seats[True] = _everyone(s, world, draw, clock)
     clients, server, wires, traces, sound = state.clients, state.server, [], [], jnp.bool_(True)
+    versions = jax.tree.map(lambda kept, x: kept.at[clock % s.participation.versions].set(x), state.versions, server if state.versions != () else ())
     phases = enumerate(zip(s.method.exchanges, state.wires, strict=True))
     for everyone, group in itertools.groupby(phases, lambda numbered: numbered[1][0].everyone):
         rows = _gather(clients, seats[everyone].rows)  # once for all phases in succession over the same cohort
@@ -313,7 +331,8 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             at = seats[everyone]
             at = at if phase.when is None else at.only(phase.when(keys.purpose(key, "when"), clock))
             memory = _gather(table, seats[everyone].rows)
-            out = exchange.run(at.lay, phase, f"phase{number}", s.view, (world, server, key, clock), at.slots, (rows, memory))
+            shared = (world, server, key, clock) if not at.slots.start else (world, versions, state.key, clock)
+            out = exchange.run(at.lay, phase, f"phase{number}", s.view, shared, at.slots, (rows, memory), s.begin)
             aggregates = exchange.aggregates(at.lay, phase, out, at.cohort)
             sound &= tree.finite(aggregates)
             served = phase.serve(keys.purpose(key, f"serve{number}"), server, aggregates, at.cohort)
@@ -323,7 +342,7 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
             traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
         clients = _scatter(clients, seats[everyone].rows, rows)
-    return State(server, clients, tuple(wires), draw.state, state.key), {**_report(seats, traces), "sound": sound, **draw.metrics}
+    return State(server, clients, tuple(wires), draw.state, state.key, versions), {**_report(seats, traces), "sound": sound, **draw.metrics}
 
 
 def _gather(table: Tree, at: jax.Array) -> Tree:
@@ -342,13 +361,16 @@ def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: ja
     fewer = jnp.maximum(jnp.round(draw.share * own), 1).astype(jnp.int32)
     allowance = jnp.where(draw.share < 1, jnp.minimum(fewer, draw.allowance), draw.allowance)
     steps = jnp.where(mask, jnp.minimum(own, allowance), -1)
-    order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present), num_keys=3)
-    lost, _, ids, mask, size, steps, allowance, present = meshes.constrain(order, meshes.replicated(lay.mesh))
-    heard = ~lost
+    late = () if draw.base is None else (draw.base, jnp.broadcast_to(jnp.float32(draw.factor), mask.shape))
+    order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present, *late), num_keys=3)
+    lost, _, ids, mask, size, steps, allowance, present, *late = meshes.constrain(order, meshes.replicated(lay.mesh))
+    heard, start = ~lost, exchange.Start(late[0], clock - late[0], late[1]) if late else ()
     counts = jnp.where(heard[:, None], world.population.counts[s.place(world, ids)], 0)
     cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock, counts)
+    cohort = cohort._replace(staleness=start.staleness if start else jnp.zeros_like(steps))
     dealt = lay.deal(ids)
     slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
+    slots = slots._replace(start=jax.tree.map(lay.deal, start))
     rows = jnp.where(slots.heard, s.row(world, dealt), s.clients)
     slots, rows = meshes.constrain((slots, rows), meshes.replicated(lay.mesh))  # else the compiler cuts them, and sends them around to gather by
     return Seats(lay, cohort, mask, slots, rows, steps)
