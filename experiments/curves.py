@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     parser = spec.Arguments(prog="experiments.curves", description=__doc__)
     parser.add_argument("runs", nargs="+", help="workdirs of experiments.train, labeled by their method")
     parser.add_argument("--out", required=True, help="the picture to write")
+    parser.add_argument("--axis", choices=curves.AXES, default="round", help="what to draw against (default: round); time is that of a virtual clock")
     args = parser.parse_args(argv)
     rows = {}
     for run in args.runs:
@@ -23,7 +24,11 @@ def main(argv: list[str]) -> int:
         except OSError:
             print(f"error: {run} holds no run (config.json or metrics.jsonl is missing)", file=sys.stderr)
             return 2
-    curves.draw(rows, pathlib.Path(args.out))
+    lacking = [label for label, history in rows.items() if args.axis not in history[-1]]
+    if lacking:
+        print(f"error: --axis={args.axis}: {lacking[0]} has no such column; choose round, or runs under a schedule that has", file=sys.stderr)
+        return 2
+    curves.draw(rows, pathlib.Path(args.out), args.axis)
     return 0
 
 

@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 from fedjax_lab import config as configs
-from fedjax_lab import spec
+from fedjax_lab import schedules, spec
 from fedjax_lab.run import Prepared, Run
 
 
@@ -98,9 +98,12 @@ def plan(prepared: Prepared) -> str:
         f"{config.rounds} rounds",
         f"partition {prepared.population.manifest.get('partition')}, {prepared.population.train.size.sum():,} training examples",
         f"{p['devices']} {p['platform']} device{'s' * (p['devices'] > 1)}, chunk {p['chunk']}, {p['lanes']} lanes, "
-        f"about {size(p['memory_bytes'])} (data {size(p['data_bytes'])}, client table {size(p['table_bytes'])})",
+        f"about {size(p['memory_bytes'])} (data {size(p['data_bytes'])}, client table {size(p['table_bytes'])}"
+        + f", uploads of a round {size(p['stack_bytes'])}" * (p["stack_bytes"] > 0) + ")",
     ]
-    return "\n".join(lines)
+    mixed = f"gossip on graph {p['graph']}, at most {p['degree']} neighbors, spectral gap {p['gap']:.4g}, steps {p['gossip_steps']}" if "graph" in p else ""
+    why = schedules.untested(config, prepared.method)
+    return "\n".join([*lines, *filter(None, [mixed, prepared.privacy, why and f"untested: {why}"])])
 
 
 class Live:
@@ -135,12 +138,14 @@ class Live:
 
 def describe(row: Mapping[str, float]) -> str:
     """One evaluation in a line."""
-    parts = [f"round {row['round']:5d}"]
+    parts = [f"round {row['round']:5d}", *([f"time {row['time']:.5g}"] if "time" in row else [])]
     if "test_accuracy" in row:
         parts.append(f"accuracy {row['test_accuracy']:.4f}")
     parts.append(f"loss {row['test_loss']:.4f}")
     if "personal_client_test_accuracy_mean" in row:
         parts.append(f"personal {row['personal_client_test_accuracy_mean']:.4f}")
+    if "consensus_distance" in row:
+        parts.append(f"consensus distance {row['consensus_distance']:.3g}")
     return "  ".join(parts)
 
 
@@ -156,11 +161,17 @@ def summary(run: Run, folder: object) -> None:
         "personal_client_test_accuracy_mean": "personal models, clients' test sets: mean accuracy",
         "personal_client_test_accuracy_worst_decile": "personal models, clients' test sets: worst decile",
         "personal_client_test_accuracy_std": "personal models, clients' test sets: deviation",
+        "personal_client_test_accuracy_q0": "personal models, clients' test sets: worst",
+        "consensus_distance": "nodes' models: mean squared distance to their average",
     }
     rows = [(text, f"{last[name]:.4f}") for name, text in names.items() if name in last]
     best = max((row["test_accuracy"], -row["round"]) for row in run.history) if "test_accuracy" in last else None
     rows += [("best global accuracy", f"{best[0]:.4f} in round {-best[1]}")] if best else []
+    if "time" in last:
+        left = ", ".join(f"{last[name]} {name}" for name in ("uploads", "rejected", "waiting", "training"))
+        rows += [("virtual time", f"{last['time']:.5g}"), ("by then consumed, refused, in the buffer; clients at work", left)]
     rows += [("rounds", str(last["round"])), ("seconds, compilation apart", f"{last['seconds']:.1f}"), ("compilation", f"{run.compile_seconds:.1f}")]
+    rows += [("epsilon", f"{last['epsilon']:.4g}")] if "epsilon" in last else []
     rows += [("bytes up, down", f"{size(last['bytes_up'])}, {size(last['bytes_down'])}")]
     width = max(len(text) for text, _ in rows)
     print("\n".join(["", *(f"{text:<{width}}  {value}" for text, value in rows), "", f"{folder}: metrics.jsonl, curves.png, partition.png, checkpoint"]))
@@ -168,7 +179,7 @@ def summary(run: Run, folder: object) -> None:
 
 def catalog() -> None:
     """Tasks, partitions, augmentations, participation and methods, with their options."""
-    from fedjax_lab import models, registry
+    from fedjax_lab import events, models, registry, schedules
     from fedjax_lab.data import augment, scenario, sources
 
     print("tasks: SOURCE_MODEL[:arg=value,...]")
@@ -181,8 +192,15 @@ def catalog() -> None:
     for name, factory in augment.AUGMENTATIONS.items():
         print(f"  {name:<18} {options(factory)}")
     parts("participation: NAME[:VALUE][,arg=value...], dropout and stragglers joined to it by '+'", "participation")
+    parts("schedules: --schedule=NAME[:VALUE][,arg=value...], sync by default; the law of delays is one of these", "schedule")
+    for name, factory in {**events.LAWS, **events.CHANGES}.items():
+        print(f"    law={name:<16} {options(factory)}")
+    print(f"  {schedules.GOSSIP:<18} {schedules.OWN[schedules.GOSSIP]}\n  {'':<18} {options(schedules.mixing)}")
+    parts("graphs of gossip: --graph=NAME[:VALUE][,arg=value...]", "graph")
     parts("wires: --wire_up, --wire_down, NAME[:VALUE][,arg=value...] joined by '+'", "wire")
-    parts("rules: --aggregator=NAME[:VALUE][,arg=value...]", "aggregator")
+    parts("rules: --aggregator=NAME[:VALUE][,arg=value...], after nnm and norm-clip joined by '+'", "aggregator")
+    parts("attacks: --attack=NAME[:SHARE][,arg=value...] joined by '+'", "attack")
+    parts("privacy: --privacy=NAME[:VALUE][,arg=value...]", "privacy")
     parts("server optimizers: --server=NAME[:VALUE][,arg=value...]", "server")
     print("methods: --method=NAME --set key=value")
     shared = {o.name for o in spec.options(registry.training)}

@@ -38,13 +38,14 @@ class Cell(NamedTuple):
         return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', self.label)}-seed{self.config.seed}"
 
 
-def define(but: Collection[str], seeds: int) -> None:
-    """One flag per field of Config but these, and those of a series of runs."""
+def define(but: Collection[str], seeds: int, table: bool = True) -> None:
+    """One flag per field of Config but these, and those of a series of runs; --target only where its table counts rounds and bytes."""
     screen.define([field.name for field in configs.fields() if field.name not in but])
     flags.DEFINE_string("seeds", None, f"how many seeds, from --seed on (default: {seeds})", flag_values=FLAGS)
     flags.DEFINE_string("metric", None, "column of metrics.jsonl that is compared (default: test_accuracy, without classes test_loss)", flag_values=FLAGS)
-    flags.DEFINE_string("target", None, "value of the metric up to which rounds and bytes are counted (default: the baseline's last mean)",
-                        flag_values=FLAGS)
+    if table:
+        flags.DEFINE_string("target", None, "value of the metric up to which rounds and bytes are counted (default: the baseline's last mean)",
+                            flag_values=FLAGS)
     flags.DEFINE_string("at_once", None, "most runs in one device call (default: all of a small model, else as many as run at the same time)",
                         flag_values=FLAGS)
     flags.DEFINE_string("workdir", None, "folder of the runs, new, empty or begun before by the same command", flag_values=FLAGS)
@@ -56,7 +57,7 @@ def number(name: str, kind: Any, default: Any) -> Any:
     Raises:
       ValueError: it is not of that type.
     """
-    value = getattr(FLAGS, name)
+    value = getattr(FLAGS, name, None)
     return default if value is None else spec.convert(kind, value, f"--{name}")
 
 
@@ -117,8 +118,13 @@ def label(name: str, options: Mapping[str, Any]) -> str:
     return ", ".join([*([name] if name else []), *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items())])
 
 
-def train(cells: Sequence[Cell], path: epath.Path) -> dict[str, dict[int, list[dict[str, float]]]]:
+def train(cells: Sequence[Cell], path: epath.Path, blended: bool = False, most: int | None = None) -> dict[str, dict[int, list[dict[str, float]]]]:
     """Trains the cells whose runs are not in the folder yet.
+
+    Args:
+      cells, path: what, and the folder of the runs.
+      blended: see many.each.
+      most: runs in one device call, where --at_once does not say.
 
     Returns:
       {label: {seed: rows}} of all cells, no rows for a run that broke off.
@@ -128,14 +134,14 @@ def train(cells: Sequence[Cell], path: epath.Path) -> dict[str, dict[int, list[d
     """
     from fedjax_lab import guard, many
 
-    at_once, found = number("at_once", spec.Count, None), there(cells, path)
+    at_once, found = number("at_once", spec.Count, most), there(cells, path)
     missing = [cell for cell in cells if cell.name not in found]
     if found:
         print(f"{path}: {len(found)} of {len(cells)} runs are there", flush=True)
     path.mkdir(parents=True, exist_ok=True)
     with guard.alone(path):
         report = functools.partial(print, flush=True)
-        for at, prepared, trained in many.each([cell.config for cell in missing], at_once=at_once, report=report):
+        for at, prepared, trained in many.each([cell.config for cell in missing], at_once=at_once, report=report, blended=blended):
             cell = missing[at]
             write(path / cell.name, prepared, trained)
             if trained.broken:

@@ -32,7 +32,7 @@ class Config:
     aggregator: str | None = _field(None, "the rule that makes one change of the cohort's, instead of the method's own mean")
     server: str | None = _field(None, "the server optimizer that takes the step, such as adam:lr=0.01")
     clients: Count | None = _field(None, "number of clients; by default 100, or all natural ones")
-    cohort: Count = _field(10, "clients in a round")
+    cohort: Count = _field(10, "clients in a round; on a virtual clock those in training (buffered, ticks, compass) or polled (polling)")
     augment: str | None = _field(None, "changes of the training images, drawn anew in every step, joined by '+': crop:4+flip+rotate:15+noise:0.1")
     stats: Literal["averaged", "local", "frozen"] = _field(
         "averaged", "normalization statistics: part of the model, every client's own affair, or left as they were made"
@@ -41,11 +41,12 @@ class Config:
         "uniform", "who takes part, NAME[:VALUE][,arg=value...], and what befalls them joined to it by '+': poisson+dropout:0.1"
     )
     schedule: str | None = _field(
-        None, "in what order clients and server act: sync in rounds, buffered[:arg=value,...] on a virtual clock, gossip[:arg=value,...] without a server; "
+        None, "in what order clients and server act: sync in rounds, buffered, ticks, polling and compass[:arg=value,...] on a virtual clock, gossip[:arg=value,...] without a server; "
         "by default what the method was published for"
     )
-    graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...]")
+    graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...], by default ring; what is drawn once is drawn from --data_seed")
     attack: str | None = _field(None, "what malicious clients do, NAME[:VALUE][,arg=value...] with share=, joined by '+'; --list prints them")
+    privacy: str | None = _field(None, "what hides clients from who sees the model, NAME[:VALUE][,arg=value...]: dp-fedavg:noise=1.1,clip=0.5")
     allow_untested: bool = _field(False, "run a combination that no paper describes, such as a method under another schedule than its own", free=True)
     rounds: Count = _field(400, "rounds to train")
     target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")

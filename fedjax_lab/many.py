@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_lab import blend, platform, registry, run, schedules, spec
 from fedjax_lab import config as configs
-from fedjax_lab import platform, registry, run, spec
 from fedjax_lab.config import Config
 from fedjax_lab.types import Population, Record, Task
 
 # fields of Config that leave clients and task as they are: runs that differ in these share them
 APART = ("method", "seed", "rounds", "cohort", "participation", "eval_every", "eval_clients", "target_accuracy", "chunk", "lanes", "devices",
-         "wire_up", "wire_down", "aggregator", "server", "stats", "augment")
+         "wire_up", "wire_down", "aggregator", "server", "attack", "privacy", "stats", "augment", "schedule", "graph", "allow_untested")
 SHARE = 0.5  # of the memory that is free, for a call
 
 
@@ -45,13 +45,15 @@ class Trained(NamedTuple):
 
 
 class Many(NamedTuple):
-    """A group of cells that share a program: names of the swept options, the caller's own task, what was prepared, and runs in a call."""
+    """A group of cells that share a program: names of the swept options, the caller's own task, what was prepared, runs in a call, and
+    their branches where they are blended."""
 
     cells: Sequence[Config]
     names: Sequence[str]
     task: Task | None
     prepared: run.Prepared
     size: int
+    branches: blend.Blend | None = None
 
     @property
     def batch(self):
@@ -118,17 +120,23 @@ def typed(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return spec.bind(spec.choose("method", method, registry.catalog("method")), (), options, name=method)
 
 
-def groups(cells: Sequence[Config], static: Sequence[str] = ()) -> list[list[int]]:
-    """Places of the cells that can share a program: those that differ in the seed and in floats of the method only, but for `static` ones."""
+def groups(cells: Sequence[Config], static: Sequence[str] = (), blended: bool = False) -> list[list[int]]:
+    """Places of the cells that can share a program: those that differ in the seed and in floats of the method only, but for `static` ones;
+    blended, in attack and aggregator too.
+
+    A schedule on the virtual clock is rolled out for a seed, so seeds do not share one there.
+    """
     found: dict[str, list[int]] = {}
     for at, cell in enumerate(cells):
         kinds = {k: "float" if isinstance(v, float) and k not in static else repr(v) for k, v in sorted(cell.options.items())}
-        found.setdefault(repr(dataclasses.replace(cell, seed=0, options=kinds)), []).append(at)
+        seed = cell.seed if schedules.rolled_out(cell) else 0
+        like = blend.plain(cell) if blended else cell
+        found.setdefault(repr(dataclasses.replace(like, seed=seed, options=kinds)), []).append(at)
     return list(found.values())
 
 
 def each(cells: Sequence[Config], *, task: Task | None = None, population: Population | None = None, at_once: int | None = None,
-         report: Callable[[str], None] | None = None) -> Iterator[tuple[int, run.Prepared, Trained]]:
+         report: Callable[[str], None] | None = None, blended: bool = False) -> Iterator[tuple[int, run.Prepared, Trained]]:
     """Trains any configurations, those that can share a program in one, call by call.
 
     Args:
@@ -136,33 +144,40 @@ def each(cells: Sequence[Config], *, task: Task | None = None, population: Popul
       task, population, report: see `train`.
       at_once: the most runs in one device call; by default all of a small model on a CPU, else as many as run at the same time, so that
         little is lost when the process ends. Fewer where memory is short, which is reported.
+      blended: attacks and aggregators are branches of one program, see `blend`. A mean then adds in another order than in a run alone.
 
     Yields:
       (place among the cells, what was prepared for the run, its result).
     """
     say, clients = report or (lambda line: None), {}
-    waiting = groups(cells)
+    waiting = groups(cells, (), blended)
     while waiting:
         places = waiting.pop(0)
         part = [cells[at] for at in places]
         data = tuple(getattr(part[0], f.name) for f in configs.fields() if f.name not in APART)
-        many = _prepare(part, *clients.get(data, (task, population)), at_once)
+        many = _prepare(part, *clients.get(data, (task, population)), at_once, blended=blended)
         clients[data] = task, many.prepared.population
         static = untraceable(many)
         if static:
             say(f"{', '.join(static)} of {part[0].method}: Python code depends on the value, so each value has a program of its own")
-            waiting = [[places[at] for at in found] for found in groups(part, static)] + waiting
+            waiting = [[places[at] for at in found] for found in groups(part, static, blended)] + waiting
             continue
         for at, trained in _train(many, say):
             yield places[at], many.prepared._replace(config=part[at]), trained
 
 
-def _prepare(cells: Sequence[Config], task: Task | None, population: Population | None, at_once: int | None, width: int | None = None) -> Many:
+def _prepare(cells: Sequence[Config], task: Task | None, population: Population | None, at_once: int | None, width: int | None = None,
+             blended: bool = False) -> Many:
     from fedjax_lab.engine import batch
 
-    first = cells[0]
+    first, branches = blend.plain(cells[0]) if blended else cells[0], blend.of(cells) if blended else None
+    if blended and jax.default_backend() == "cpu":
+        width = 1  # side by side, runs that take different branches would compute all of them
+
     def make(task, values):
-        return run.method_of(dataclasses.replace(first, options={**first.options, **values}), task)
+        options = {k: v for k, v in values.items() if k in first.options}
+        method = run.method_of(dataclasses.replace(first, options={**first.options, **options}), task)
+        return blend.fields(branches, method, values) if blended else {"method": method}
 
     build = functools.partial(batch.build, make=make, counts=_counts(first), runs=min(len(cells), at_once or len(cells)), room=room,
                               width=width)
@@ -171,7 +186,7 @@ def _prepare(cells: Sequence[Config], task: Task | None, population: Population 
     size = min(len(cells), at_once or (len(cells) if found.small else step))
     size = -(-len(cells) // -(-len(cells) // size))  # even calls
     names = [k for k in first.options if len({cell.options[k] for cell in cells}) > 1]
-    return Many(cells, names, task, prepared, -(-size // step) * step)
+    return Many(cells, names, task, prepared, -(-size // step) * step, branches)
 
 
 def _counts(config: Config) -> list[int]:
@@ -190,7 +205,7 @@ def untraceable(many: Many) -> list[str]:
 
     def fails(names):
         try:
-            jax.eval_shape(many.batch.run, many.batch.world, *_arguments(many.cells, names, many.size))
+            jax.eval_shape(many.batch.run, many.batch.world, *_arguments(many, many.cells, names))
         except jax.errors.JAXTypeError:
             return True
         return False
@@ -198,11 +213,13 @@ def untraceable(many: Many) -> list[str]:
     return [name for name in many.names if fails([name])] if many.names and fails(many.names) else []
 
 
-def _arguments(cells: Sequence[Config], names: Sequence[str], size: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _arguments(many: Many, cells: Sequence[Config], names: Sequence[str]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Keys [size] and values {option: [size]}, the last run repeated; values are weakly typed, as Python's own floats are."""
-    cells = [*cells, *[cells[-1]] * size][:size]
+    cells = [*cells, *[cells[-1]] * many.size][:many.size]
     keys = jnp.stack([jax.random.key(cell.seed) for cell in cells])
-    return keys, {name: jnp.stack([jnp.asarray(cell.options[name]) for cell in cells]) for name in names}
+    branches = [blend.values(many.branches, cell) for cell in cells] if many.branches else [{}]
+    taken = {name: jnp.stack([branch[name] for branch in branches]) for name in branches[0]}
+    return keys, {name: jnp.stack([jnp.asarray(cell.options[name]) for cell in cells]) for name in names} | taken
 
 
 def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Trained]]:
@@ -213,7 +230,7 @@ def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Traine
             program = program or _compile(many, say)
             part = many.cells[done:done + many.size]
             start = time.perf_counter()
-            record = jax.device_get(program(many.batch.world, *_arguments(part, many.names, many.size)))
+            record = jax.device_get(program(many.batch.world, *_arguments(many, part, many.names)))
         except jax.errors.JaxRuntimeError as error:
             smaller = _shrink(many) if "RESOURCE_EXHAUSTED" in str(error) else None
             if smaller is None:
@@ -224,13 +241,13 @@ def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Traine
         seconds = (time.perf_counter() - start) / len(part)
         say(f"{done + len(part)} of {len(many.cells)} runs of {many.cells[0].method}: {seconds * len(part):.1f} s")
         for i, cell in enumerate(part):
-            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds, spent)
+            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds, spent, many.prepared.told)
         done += len(part)
 
 
 def _compile(many: Many, say: Callable[[str], None]):
     start = time.perf_counter()
-    program = many.batch.run.lower(many.batch.world, *_arguments(many.cells, many.names, many.size)).compile()
+    program = many.batch.run.lower(many.batch.world, *_arguments(many, many.cells, many.names)).compile()
     say(f"{len(many.cells)} runs of {many.cells[0].method}, {_how(many)}; compiled in {time.perf_counter() - start:.1f} s")
     return program
 
@@ -244,17 +261,18 @@ def _how(many: Many) -> str:
 def _shrink(many: Many) -> Many | None:
     """The same with half as many runs side by side, or else in a call; None where there is but one on each device."""
     if many.batch.width > 1:
-        return _prepare(many.cells, many.task, many.prepared.population, many.size, many.batch.width // 2)
-    return _prepare(many.cells, many.task, many.prepared.population, many.size // 2, 1) if many.size > many.batch.devices else None
+        return _prepare(many.cells, many.task, many.prepared.population, many.size, many.batch.width // 2, many.branches is not None)
+    return _prepare(many.cells, many.task, many.prepared.population, many.size // 2, 1, many.branches is not None) if many.size > many.batch.devices else None
 
 
-def read(config: Config, record: Record, seconds: float, spent: Callable[[Mapping[str, Any]], int]) -> Trained:
-    """The rows of one run from its records [E, ...]; `spent` as in run.advance."""
+def read(config: Config, record: Record, seconds: float, spent: Callable[[Mapping[str, Any]], int],
+         told: Callable[[int], float] | None = None) -> Trained:
+    """The rows of one run from its records [E, ...]; `spent` and `told` as in run.advance."""
     now = run.Progress(())
     for at, count in enumerate(_counts(config)):
         elapsed, piece = seconds * (now.clock + count) / config.rounds, jax.tree.map(lambda x, at=at: x[at], record)
         try:
-            now = run.advance(config, now._replace(seconds=elapsed), piece, count, spent)
+            now = run.advance(config, now._replace(seconds=elapsed), piece, count, spent, told)
         except run.Diverged as error:
             return Trained(config, list(now.history), str(error))
         if run.finished(config, now):

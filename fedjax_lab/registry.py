@@ -176,7 +176,8 @@ def part(*, kind: str, family: str, paper: str, year: int, stateful: bool = Fals
     """Registers a wire, aggregator, server or other part under its name.
 
     Args:
-      kind: "wire" (the factory gives a Wire), "aggregator" (Streaming or Stacked), "server" (an optax transformation), "participation".
+      kind: "wire" (the factory gives a Wire), "aggregator" (Streaming or Stacked), "server" (an optax transformation), "participation",
+        "schedule" (the rollout of a virtual clock, see fedjax_lab.events).
       family, paper, year, stateful: for the card.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 from etils import epath
 
-from fedjax_lab import platform, spec
+from fedjax_lab import platform, schedules, spec
 from fedjax_lab.config import Config
 from fedjax_lab.data import manifest
 from fedjax_lab.engine import checkpoint, processes
@@ -109,10 +109,10 @@ def differences(old: Mapping[str, Any], config: Config) -> list[str]:
     was, now = ({**_flat(dataclasses.asdict(Config())), **_flat(old)}, _flat(json.loads(json.dumps(dataclasses.asdict(config)))))
     changed = {k: (was.get(k, "default"), now.get(k, "default")) for k in {**was, **now} if k not in free and was.get(k) != now.get(k)}
     lines = {k: f"{k}: {a} -> {b}" for k, (a, b) in changed.items()}
-    if "rounds" in lines and now["rounds"] > was["rounds"]:
+    if "rounds" in lines and now["rounds"] > was["rounds"] and not schedules.rolled_out(config):
         del lines["rounds"]
     elif "rounds" in lines:
-        lines["rounds"] += ", can only be raised"
+        lines["rounds"] += ", which the schedule was rolled out for" if schedules.rolled_out(config) else ", can only be raised"
     return list(lines.values())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lab.types import Streaming, Tree, Wire
+from fedjax_lab.types import Stacked, Streaming, Tree, Wire
 
 
 def spread(weight: Any, value: Tree) -> Tree:
@@ -72,6 +72,23 @@ def total() -> Streaming:
         return _weighted(acc, value, spread(weight, value))
 
     return Streaming(zero, add, lambda a, b: jax.tree.map(jnp.add, a, b), lambda acc: acc)
+
+
+def stacked(rule: Streaming | Stacked) -> Stacked:
+    """A rule of any kind as one that sees all uploads at once; a streaming one adds them up one after the other.
+
+    >>> two = jnp.array([[1.0, 3.0], [5.0, 5.0]])
+    >>> stacked(mean()).combine(two, jnp.array([1.0, 3.0]), None).tolist()
+    [4.0, 4.5]
+    """
+    if isinstance(rule, Stacked):
+        return rule
+
+    def combine(stack, weight, cohort):
+        zero = rule.zero(*jax.tree.map(lambda x: jnp.zeros_like(x[0]), (stack, weight)))
+        return rule.finish(jax.lax.scan(lambda acc, one: (rule.add(acc, *one), None), zero, (stack, weight))[0])
+
+    return Stacked(combine)
 
 
 def value_bits(value: Tree) -> int:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lab import config as configs
 from fedjax_lab import chunks, platform, registry, spec, tasks
+from fedjax_lab import config as configs
 from fedjax_lab.config import Config
 from fedjax_lab.engine import ledger, processes
-from fedjax_lab.types import Method, Population, Record, Simulation, State, Task, Tree
+from fedjax_lab.types import Adversary, Method, Participation, Population, Record, Simulation, State, Task, Tree
+
+CLOCKED = ("time", "uploads", "rejected", "waiting", "training")  # what a schedule on the virtual clock counts; see parts.schedules.replay
 
 
 class Diverged(RuntimeError):
@@ -65,6 +69,7 @@ class Prepared(NamedTuple):
 
     build: (chunk=...) -> Simulation, the same with so many clients side by side.
     compile_seconds: what compiling has taken so far.
+    told: (rounds) -> epsilon, None without differential privacy;  privacy: what epsilon rests on, in words.
     """
 
     config: Config
@@ -74,6 +79,8 @@ class Prepared(NamedTuple):
     simulation: Simulation
     build: Callable[..., Simulation]
     compile_seconds: float = 0.0
+    told: Callable[[int], float] | None = None
+    privacy: str = ""
 
 
 class Run(NamedTuple):
@@ -149,7 +156,7 @@ def follow(prepared: Prepared, report: Callable[[Prepared, dict[str, float]], No
             keep(now)
         if report is not None and (first or now.row):
             report(prepared, now.history[-1])
-    model = Model(prepared.task, prepared.method.deploy(now.state.server))
+    model = Model(prepared.method.task or prepared.task, prepared.simulation.deploy(now.state))
     return Run(prepared.config, model, list(now.history), now.state, prepared.simulation.plan, compile_seconds)
 
 
@@ -170,25 +177,53 @@ def prepare(config: Config, *, task: Task | None = None, population: Population 
     (6, 650)
     """
     from fedjax_lab import schedules
-    from fedjax_lab.engine import mesh
+    from fedjax_lab.engine import mesh, sync
 
     platform.prepare(config.devices, config.precision, config.cache_dir)
     if population is None or task is None:
         population, task = processes.each(lambda: _data(config, population, task))
         processes.agree("the data", str(population.manifest))
     task, method = _dressed(config, task, method, population)
-    lower, participation = schedules.lowering(config, method, population)
+    schedule, participation = schedules.lowering(config, method, population)
+    adversary = attacked(config, method, participation)
     devices = mesh.make(None if config.devices == "auto" else config.devices, config.model_devices)
     processes.agree("the configuration", str([f for f in configs.flags(config) if not f.startswith(("--data_dir", "--cache_dir"))]))
     build = functools.partial(
-        build or lower, task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
+        build or sync.build, task, method, population, participation, mesh=devices, lanes=max(config.lanes, 1),
         length=min(config.eval_every, config.rounds), eval_clients=config.eval_clients, streamed=config.population != "device",
-        client_state=config.client_state,
+        client_state=config.client_state, schedule=schedule, adversary=adversary,
     )
     chunk = config.chunk
     if chunk == "auto":
         chunk = int(processes.gather(chunks.first(config, task, population.train.examples, devices, participation.slots))[0, 0])
-    return Prepared(config, task, method, population, build(chunk=chunk), build)
+    simulation = build(chunk=chunk)
+    return Prepared(config, task, method, population, simulation, build, 0.0, *told(config, method, population, simulation))
+
+
+def told(config: Config, method: Method, population: Population, simulation: Simulation) -> tuple[Callable[[int], float] | None, str]:
+    """What the rounds tell of the clients, and in words what that rests on."""
+    from fedjax_lab import schedules
+    from fedjax_lab.parts.privacy import accountant
+
+    if method.release is None:
+        return None, ""
+    if schedules.chosen(config, method) != schedules.SYNC:
+        raise ValueError(f"--privacy={config.privacy} --schedule={config.schedule}: epsilon is for rounds with a server; choose --schedule=sync")
+    bare = accountant.bare(method, simulation.fields())
+    if bare:
+        return lambda rounds: math.inf if rounds else 0.0, f"epsilon is infinite: {', '.join(bare)} of the upload is neither clipped nor noised"
+    return accountant.epsilon(method.release, config.participation, population.clients)
+
+
+def attacked(config: Config, method: Method, participation: Participation) -> Adversary | None:
+    """Who attacks, and how; a warning where they are more than the aggregator is made for."""
+    from fedjax_lab.parts.attacks import text
+
+    adversary = text.from_text(config.attack, config.data_seed)
+    line = text.beyond(adversary, method, participation.slots)
+    if line:
+        warnings.warn(f"--attack={config.attack}: {line}", stacklevel=3)
+    return adversary
 
 
 def _dressed(config: Config, task: Task, method: Method | None, population: Population) -> tuple[Task, Method]:
@@ -212,7 +247,8 @@ def method_of(config: Config, task: Task, method: Method | None = None) -> Metho
     from fedjax_lab.parts.transforms.composed import composed
 
     method = registry.make(config.method, task, **config.options) if method is None else method
-    method = composed(method, wire_up=config.wire_up, wire_down=config.wire_down, aggregator=config.aggregator, server=config.server)
+    method = composed(method, wire_up=config.wire_up, wire_down=config.wire_down, aggregator=config.aggregator, server=config.server,
+                      privacy=config.privacy, cohort=config.cohort)
     return statistics.local(method) if config.stats == "local" else method
 
 
@@ -295,7 +331,7 @@ def rounds(prepared: Prepared, start: Progress | None = None) -> Iterator[Progre
             origin = end - now.seconds
         else:
             limit = max(1, int(count * config.max_segment_seconds / (end - begin)))
-        now = advance(config, now._replace(state=state, seconds=end - origin), record, count, spent)
+        now = advance(config, now._replace(state=state, seconds=end - origin), record, count, spent, prepared.told)
         yield now
         if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
             raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
@@ -323,7 +359,8 @@ def spending(prepared: Prepared) -> Callable[[Mapping[str, np.ndarray]], int]:
     return functools.partial(ledger.spent, prepared.simulation.costs(), np.asarray(prepared.population.train.size))
 
 
-def advance(config: Config, now: Progress, record: Record, count: int, spent: Callable[[Mapping[str, np.ndarray]], int]) -> Progress:
+def advance(config: Config, now: Progress, record: Record, count: int, spent: Callable[[Mapping[str, np.ndarray]], int],
+            told: Callable[[int], float] | None = None) -> Progress:
     """The progress after `count` more rounds, from their reports and what they took, with a row where an evaluation is due.
 
     Raises:
@@ -333,22 +370,23 @@ def advance(config: Config, now: Progress, record: Record, count: int, spent: Ca
     reports = {k: v[:count] for k, v in record.rounds.items()}
     up, down = (sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way)) for way in ("bytes_up", "bytes_down"))
     add = functools.partial(functools.reduce, operator.add)  # one by one: the cut of the rounds must not show
-    sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1 and v.dtype != bool}
+    sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1 and v.dtype != bool and k not in CLOCKED}
     now = now._replace(clock=now.clock + count, bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, flops=now.flops + spent(reports), sums=sums)
     if now.row or not _evaluated(config, now.clock):
         return now
-    row = _row(now, record.evaluation)
+    clocked = {k: (record.rounds[k][count - 1].item() if count else 0) for k in CLOCKED if k in record.rounds}
+    row = _row(now, record.evaluation, clocked | ({} if told is None else {"epsilon": told(now.clock)}))
     if now.history and not np.isfinite(row["test_loss"]):
         raise Diverged(f"round {now.clock}: the test loss of the global model is not finite")
     return now._replace(sums={}, history=(*now.history, row))
 
 
-def _row(now: Progress, evaluation: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _row(now: Progress, evaluation: Mapping[str, np.ndarray], clocked: Mapping[str, float]) -> dict[str, float]:
     rounds = now.clock - now.history[-1]["round"] if now.history else 0
     names = sorted(evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
     evaluated = {k: float(evaluation[k]) for k in names}
     trained = {f"train_{k}": v / rounds for k, v in now.sums.items() if rounds}
-    return {"round": now.clock, "seconds": round(now.seconds, 4), **evaluated, **trained,
+    return {"round": now.clock, "seconds": round(now.seconds, 4), **clocked, **evaluated, **trained,
             "bytes_up": now.bytes_up, "bytes_down": now.bytes_down, "flops": now.flops}
 
 

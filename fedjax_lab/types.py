@@ -75,12 +75,14 @@ class Population(NamedTuple):
     test: the clients' test examples; `test.examples` is the central test set.
     counts: float32 [N, C] training examples per class, or [N, 0] where there are no classes.
     manifest: what this population is (source, partition, clients, examples, hash), ready for JSON.
+    public: {field: [P, ...]} examples that the server and all clients hold, {} if there are none.
     """
 
     train: Stream
     test: Stream
     counts: jax.Array
     manifest: Mapping[str, Any] = {}
+    public: Mapping[str, jax.Array] = {}
 
     @property
     def clients(self) -> int:
@@ -92,13 +94,14 @@ class Census(NamedTuple):
     """What is known of the clients at set-up, without their data.
 
     clients: N;  size: int32 [N] training examples, on the host;  classes: C, or 0;
-    example: {field: shape and dtype} of one training example.
+    example: {field: shape and dtype} of one training example;  public: P, how many public examples there are.
     """
 
     clients: int
     size: Any
     classes: int = 0
     example: Mapping[str, jax.ShapeDtypeStruct] = {}
+    public: int = 0
 
     def batch(self, rows: int = 1) -> Batch:
         """Zeros of the shape of a batch."""
@@ -109,11 +112,13 @@ class View(NamedTuple):
     """One client's window on a Stream, inside the mapped client function.
 
     client: int32 scalar, its place in the stream;  size: int32 scalar;  capacity: static upper bound of size over the population.
+    poison: (batch) -> batch, what an attack makes of the examples, None where there is none on data.
     """
 
     stream: Stream
     client: jax.Array
     capacity: int
+    poison: Callable[[Batch], Batch] | None = None
 
     @property
     def size(self) -> jax.Array:
@@ -125,7 +130,8 @@ class View(NamedTuple):
         safe = jnp.where(mask, positions, 0)
         rows = self.stream.rows(self.client, safe)
         batch = {name: jnp.take(array, rows, axis=0, mode="clip") for name, array in self.stream.examples.items()}
-        return {**batch, "mask": mask}
+        batch = {**batch, "mask": mask}
+        return batch if self.poison is None else self.poison(batch)
 
     def whole(self) -> Batch:
         """All examples of the client, padded to the capacity."""
@@ -142,6 +148,7 @@ class ClientData(NamedTuple):
     present: bool scalar, whether the client is in the round's cohort; in a phase over everyone it may not be.
     staleness: int32 scalar, how often the server was updated between sending its model and hearing this client; 0 in synchronous rounds.
     factor: float32 scalar, the weight that the schedule gives this upload; 1 in synchronous rounds.
+    public: {field: [P, ...]}, the public examples.
     """
 
     id: jax.Array
@@ -154,6 +161,7 @@ class ClientData(NamedTuple):
     present: jax.Array | bool = True
     staleness: jax.Array | int = 0
     factor: jax.Array | float = 1.0
+    public: Mapping[str, jax.Array] = {}
 
     @property
     def size(self) -> jax.Array:
@@ -165,7 +173,7 @@ class Cohort(NamedTuple):
     """Who was heard in a round: ids, mask, size, steps [S] in slot order, the population's size and the clock (round number).
 
     counts: [S, C] training examples per class of those who were heard, zero for the others.
-    staleness: int32 [S], see ClientData; 0 in synchronous rounds.
+    staleness: int32 [S], see ClientData; 0 in synchronous rounds.   public: {field: [P, ...]}, the public examples.
     """
 
     ids: jax.Array
@@ -176,6 +184,7 @@ class Cohort(NamedTuple):
     clock: jax.Array
     counts: jax.Array | None = None
     staleness: jax.Array | None = None
+    public: Mapping[str, jax.Array] = {}
 
 
 class Result(NamedTuple):
@@ -225,16 +234,65 @@ class Streaming(NamedTuple):
 
 
 class Stacked(NamedTuple):
-    """An aggregation rule that needs all uploads at once: combine (stack [S, ...], weights [S], cohort) -> aggregate."""
+    """An aggregation rule that needs all uploads at once.
+
+    combine: (stack [S, ...], weights [S], cohort) -> aggregate; weight 0 marks who was not heard.
+    mix: (stack, weights, cohort) -> (stack, weights), of a rule that may stand before another one, which combines what this one mixed.
+    tolerates: (n) -> int, how many attackers among n uploads it is made for, as it is configured; None where nothing is claimed.
+    """
 
     combine: Callable[[Tree, jax.Array, Cohort], Tree]
+    mix: Callable[[Tree, jax.Array, Cohort], tuple[Tree, jax.Array]] | None = None
+    tolerates: Callable[[int], int] | None = None
+
+
+class Sight(NamedTuple):
+    """What attackers see before they forge: all uploads of the round, as they arrived.
+
+    stack: tree [S, ...], the field "model", of which attackers know their own honest change too;  weight: as a rule gets it, 0 for who
+    was not heard;  members: bool [S], the attackers heard;  honest: bool [S], the others heard;  rank: int32 [S], which of the
+    population's attackers a member is, from 0;  cohort: who was heard;  rule: (stack) -> aggregate, what the server will do.
+    """
+
+    stack: Tree
+    weight: Tree
+    members: jax.Array
+    honest: jax.Array
+    rank: jax.Array
+    cohort: Cohort
+    rule: Callable[[Tree], Tree]
+
+
+class Attack(NamedTuple):
+    """What one group of malicious clients does; neither the method nor an honest client knows.
+
+    share: of the population's clients, in the group.
+    poison: (batch, rank, classes) -> batch, what a member's training examples become; rank as in Sight.
+    idle: whether members do not train.
+    forge: (key, sight) -> tree whose leaves broadcast against the stack's: what members send in place of the field "model".
+    probe: (batch, classes) -> (batch, counted [B]): test inputs as the attackers change them, with the labels that they want, and which
+        of them count; "attack_success" is the accuracy on those.
+    """
+
+    share: Any
+    poison: Callable[[Batch, jax.Array, int], Batch] | None = None
+    idle: Any = False
+    forge: Callable[[Key, Sight], Tree] | None = None
+    probe: Callable[[Batch, int], tuple[Batch, jax.Array]] | None = None
+
+
+class Adversary(NamedTuple):
+    """Who attacks and how. attacks: groups without common members;  key: draws the members, once for a run."""
+
+    attacks: tuple[Attack, ...]
+    key: Key
 
 
 class Info(NamedTuple):
     """A registered system's card: what `python -m fedjax_lab.methods` prints.
 
     refuses: {part: why} of the parts (wire_up, wire_down, aggregator, server, participation) that its mathematics does not allow.
-    schedule: the schedule that it was published for, as --schedule has it.
+    schedule: the schedule that it was published for, as --schedule has it; several joined by " or ", the first by default.
     """
 
     name: str
@@ -246,6 +304,22 @@ class Info(NamedTuple):
     stateful: bool = False
     refuses: Mapping[str, str] = {}
     schedule: str = "sync"
+
+
+class Release(NamedTuple):
+    """What a round tells of its clients under differential privacy, and how that is to be counted.
+
+    noise: deviation of the Gaussian noise over the sensitivity of what is noised;  delta: see accountant;  accountant: auto, rdp, pld, none.
+    cohort: expected clients in a round;  population: of how many, those of the run where None;  noised: fields of the upload that are
+    clipped and noised.
+    """
+
+    noise: float
+    delta: float
+    accountant: str
+    cohort: int
+    population: int | None
+    noised: tuple[str, ...]
 
 
 class Phase(NamedTuple):
@@ -295,6 +369,8 @@ class Method(NamedTuple):
     steps: (size [S]) -> int32 [S], the local steps of clients of these sizes, for sorting, balancing and stragglers.
     deploy: (server) -> params, what is evaluated as the global model.
     personal: (key, server, client, data) -> params, what is evaluated as this client's own model; None if there is none.
+    task: what its models are: initialized and evaluated by it; None for the task that the method was made for.
+    release: what a round tells of its clients; None without differential privacy.
     info: the card.
     """
 
@@ -310,6 +386,8 @@ class Method(NamedTuple):
     steps: Callable[[jax.Array], jax.Array] = lambda size: size
     deploy: Callable[[Tree], Tree] = lambda server: server
     personal: Callable[..., Tree] | None = None
+    task: Task | None = None
+    release: Release | None = None
     info: Info = Info("own", "method", "own", "", 0, "")
 
     @property
@@ -374,6 +452,35 @@ class Participation(NamedTuple):
     versions: int = 1
 
 
+class Links(NamedTuple):
+    """Who hears whom among N nodes, and the weight of it: the matrix W [N, N] of a gossip step x <- W x, neighbor by neighbor.
+
+    ids: int32 [N, K], whom each node hears beside itself, its own id where it hears fewer;  weight: float32 [N, K], zero there.
+    own: float32 [N], the diagonal.
+    """
+
+    ids: jax.Array
+    weight: jax.Array
+    own: jax.Array
+
+
+class Topology(NamedTuple):
+    """The graph of a gossip, which may be another one in every round.
+
+    nodes: N;  degree: K, the most neighbors of a node;  at: (arrays, key, clock) -> Links of a round;  arrays: what it is made from.
+    gap: 1 minus how much a step shrinks the distance to the mean, in the mean square where graphs are drawn.
+    directed: the columns of W sum to one and its rows need not; otherwise both do, and W is symmetric.
+    """
+
+    name: str
+    nodes: int
+    degree: int
+    at: Callable[[Tree, Key, jax.Array], Links]
+    arrays: Tree
+    gap: float
+    directed: bool = False
+
+
 class State(NamedTuple):
     """Everything that evolves in a run, in one pytree: what a checkpoint holds.
 
@@ -399,6 +506,7 @@ class Simulation(NamedTuple):
     length: the most rounds one segment may have.
     plan: what will run where, for people: devices, chunk, lanes, clients, parameters, bytes.
     costs: () -> per phase, what local training costs in operations; see engine.ledger.
+    deploy: (state) -> params, the global model.   fields: () -> the names of what an upload consists of.
     """
 
     world: Tree
@@ -407,6 +515,8 @@ class Simulation(NamedTuple):
     length: int
     plan: Mapping[str, Any]
     costs: Callable[[], Sequence[Any]] = tuple
+    deploy: Callable[[State], Tree] = lambda state: state.server
+    fields: Callable[[], Sequence[str]] = tuple
 
 
 class Record(NamedTuple):

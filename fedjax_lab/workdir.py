@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from fedjax_lab import config as configs
-from fedjax_lab import guard, resume, tasks
+from fedjax_lab import guard, registry, resume, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.data import manifest, picture
 from fedjax_lab.engine import checkpoint, processes
@@ -98,7 +98,7 @@ class WorkDir:
         due, stop = votes[0, 0], votes[:, 1].any()
         trees = None
         if now.clock != self._saved and (over or due or stop):
-            trees = processes.whole({"state": now.state, "model": self._prepared.method.deploy(now.state.server)})
+            trees = processes.whole({"state": now.state, "model": self._prepared.simulation.deploy(now.state)})
             self._saved = now.clock
         processes.first(lambda: self._write_down(now, trees, over, over or stop))
         if stop and not over:
@@ -276,8 +276,14 @@ def load(path: str, task: Task | None = None) -> Model:
     saved = checkpoint.newest(folder / "checkpoint", "model")
     if saved is None:
         raise ValueError(f"{path}: the run has no checkpoint yet; see --checkpoint_every")
-    task = task or _task(record)
+    task = _trained(record["config"], task or _task(record))
     return Model(task, checkpoint.place(saved.groups["model"], jax.eval_shape(task.init, jax.random.key(0))))
+
+
+def _trained(config: Mapping[str, Any], task: Task) -> Task:
+    """What the method made of the task."""
+    known = config["method"] in registry.catalog("method")
+    return (known and registry.make(config["method"], task, **config["options"]).task) or task
 
 
 def _task(record: Mapping[str, Any]) -> Task:

@@ -23,6 +23,7 @@ ALLOWED = {  # what a file of each room may import; rooms that are missing (run,
     "rules": {"types", "tree"},
     "local": {"types", "tree", "keys"},
     "registry": {"types", "spec", "local", "methods", "parts"},  # the last two when it lists them
+    "events": {"types", "keys", "spec"},
     "engine": {"types", "tree", "keys", "local", "rules", "engine"},
     "data": {"types", "tree", "keys", "spec", "data"},
     "models": {"types", "tree", "keys", "spec", "models"},

@@ -9,6 +9,7 @@ median over the timed rounds. Several workloads run in a process each, so that n
     --floor      what the arithmetic and the memory traffic must take on this machine, and the share of it in the measured time
     --profile=D  a JAX profiler trace in the folder D; the most expensive operations also as a table on the standard error
     --scale      instead: time and memory against clients, cohort, population and devices
+    --arrivals   instead: 10,000 uploads of a small model through fedbuff on the virtual clock, and how many times as long a plain event loop takes
     --write      all workloads with reference and floor, into PERFORMANCE.json and PERFORMANCE.md; what --scale measures goes there too
 
 The workloads are those of workloads.py: w1, w2, w3, w4 on MNIST, w5 generated for an accelerator, digits with nothing to download.
@@ -25,7 +26,7 @@ from typing import Annotated, Any
 from absl import app, flags, logging
 
 from experiments import screen
-from experiments.bench import floor, measure, report, scale, trace, workloads
+from experiments.bench import arrivals, floor, measure, report, scale, trace, workloads
 from fedjax_lab import config as configs
 from fedjax_lab import run, spec
 
@@ -37,6 +38,7 @@ WAYS = {
     "plain": "take turns with one jitted client update called from a Python loop",
     "floor": "also say what arithmetic and memory traffic must take on this machine",
     "scale": "measure time and memory against clients, cohort, population and devices instead, and write them",
+    "arrivals": "simulate 10,000 asynchronous uploads instead, by the library and by a loop that trains one client at a time",
     "write": "measure with --reference and --floor, and write the results",
 }
 
@@ -114,6 +116,10 @@ def work() -> int:
         shared = {k: v for k, v in given().items() if k in ("chunk", "lanes", "cache_dir")}
         for axis in scale.chosen(FLAGS.axes):
             report.write(pathlib.Path(FLAGS.out), [], scale.run_axes([axis], shared))
+        return 0
+    if FLAGS.arrivals:
+        shared = {k: v for k, v in given().items() if k in ("chunk", "devices", "lanes", "seed", "cache_dir")}
+        print(json.dumps(arrivals.compare(arrivals.UPLOADS, shared)), flush=True)
         return 0
     for name in names:
         configure(name)

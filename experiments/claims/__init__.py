@@ -6,6 +6,18 @@ from experiments.claims.records import Claim
 
 def catalog() -> dict[str, Claim]:
     """All claims by name, family by family."""
-    from experiments.claims import baselines, optimization, personalization
+    from experiments.claims import (
+        baselines,
+        communication,
+        decentralized,
+        distillation,
+        modalities,
+        optimization,
+        personalization,
+        representation,
+        schedules,
+        trust,
+    )
 
-    return {claim.name: claim for claim in (*optimization.CLAIMS, *baselines.CLAIMS, *personalization.CLAIMS)}
+    families = (optimization, baselines, distillation, personalization, representation, modalities, communication, schedules, decentralized, trust)
+    return {claim.name: claim for family in families for claim in family.CLAIMS}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from experiments.claims.records import Claim, Margin, Metric, Row, Scenario, Side
+from experiments.claims.records import ACCURACY, Claim, Margin, Metric, Row, Scenario, Side
 from experiments.claims.scenarios import Clients, digits
 from fedjax_lab import tasks
 from fedjax_lab.data import population, scenario, source, sources
@@ -66,9 +66,19 @@ def personal() -> list[Claim]:
         against("fedper", 5), Claim("fedrep/p20-fedper", Side("fedrep", {"head_epochs": 2}, RATES), Side("fedper", {}, RATES), p20(), OWN, Margin("plus", -1)),
         against("apfl", 5),
         Claim("pfedme/p20", moreau, average, envelope, OWN, Margin("plus", 5)),
+        *factors(),
         Claim("local/rich", Side("local", {}, RATES), Side("fedavg", {}, RATES), rich, OWN, Margin("plus", 0)),
         Claim("local/poor", Side("fedavg", {}, RATES), Side("local", {}, RATES), poor._replace(text=poor.text + "; the method is FedAvg here"), OWN,
               Margin("plus", 0)),
+    ]
+
+
+def factors() -> list[Claim]:
+    start, rates = {"start": "matched"}, {"lr": (0.05, 0.1, 0.2)}
+    return [
+        against("pfedpara", 5, **start), against("pfedpara", -0.5, "fedper", **start),
+        Claim("fedpara/low-rank", Side("fedpara", {"share": 0.0, **start}, rates), Side("fedpara", {"share": 0.0, "form": "low_rank", **start}, rates),
+              p20(40, partition="iid", train=2000), ACCURACY, Margin("plus", 1)),
     ]
 
 

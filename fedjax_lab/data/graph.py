@@ -90,7 +90,7 @@ def build(origin: Source, owned: Partition, *, key: Key, client_test: float | No
     facts = manifest.facts(*streams, counts, owned.size)
     more = {"partition": owned.name, "client_test": client_test, "kept_edges": int((shared["edges"][:, :, 0] >= 0).sum()),
             "nodes": owned.size.tolist(), "sha256_partition": manifest.hashed(owned.index, owned.size, *labels)}
-    return Population(*streams, counts, {**origin.manifest, **facts, **more})
+    return Population(*streams, counts, {**origin.manifest, **facts, **more}, origin.public)
 
 
 def subgraphs(x: np.ndarray, edges: np.ndarray, rows: list[np.ndarray]) -> dict[str, np.ndarray]:

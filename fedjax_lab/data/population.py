@@ -43,7 +43,8 @@ def build(origin: Source, owned: Partition, *, key: Key, client_test: float | No
         tested = test.index
     counts = class_counts(train.examples.get("y"), train.size, origin.classes)
     facts = {**origin.manifest, "partition": owned.name, "client_test": client_test, **manifest.facts(train, test, counts)}
-    return Population(train, test, counts, {**facts, "sha256_partition": manifest.hashed(owned.index, owned.size, train.size, test.size, tested)})
+    facts["sha256_partition"] = manifest.hashed(owned.index, owned.size, train.size, test.size, tested)
+    return Population(train, test, counts, facts, origin.public)
 
 
 def from_arrays(x: np.ndarray, y: np.ndarray, clients: Sequence[Sequence[int]] | np.ndarray, x_test: np.ndarray,

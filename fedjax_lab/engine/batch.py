@@ -16,9 +16,9 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_lab import tree
-from fedjax_lab.engine import evaluate, ledger, sync
+from fedjax_lab.engine import evaluate, sync
 from fedjax_lab.engine import mesh as meshes
-from fedjax_lab.types import Key, Method, Participation, Population, Record, Task, Tree
+from fedjax_lab.types import Adversary, Key, Method, Participation, Population, Record, Task, Tree
 
 RUNS = "runs"
 SMALL = 2**16  # parameters of a model of which a CPU core trains several at once: its products are too thin to fill the core
@@ -45,18 +45,21 @@ class Batch(NamedTuple):
     small: bool
     plan: Mapping[str, Any]
     costs: Callable[[], Sequence[Any]]
+    fields: Callable[[], Sequence[str]]
 
 
-def build(task: Task, method: Method, population: Population, participation: Participation, *, make: Callable[[Task, Mapping], Method],
+def build(task: Task, method: Method, population: Population, participation: Participation, *, make: Callable[[Task, Mapping], Mapping],
           counts: Sequence[int], runs: int, room: Callable[[], float], mesh: Mesh, chunk: int, lanes: int, length: int,
-          eval_clients: int | None = None, eval_batch: int = 500, width: int | None = None, **elsewhere: Any) -> Batch:
+          eval_clients: int | None = None, eval_batch: int = 500, width: int | None = None,
+          schedule: sync.Schedule | None = None, adversary: Adversary | None = None, **elsewhere: Any) -> Batch:
     """Lowers a method to a program for many runs of it.
 
     Args:
-      task, method, population, participation, chunk, lanes, length, eval_clients, eval_batch: as for engine.sync.build; the method is
-        that of any of the runs.
+      task, method, population, participation, chunk, lanes, length, eval_clients, eval_batch, schedule, adversary: as for
+        engine.sync.build; the method is that of any of the runs.
       elsewhere: its other arguments, which must be those by which everything is on the devices.
-      make: (task, {option: traced scalar}) -> the method with these options.
+      make: (task, {option: traced scalar}) -> what a run with these options has of its own: the method, and the adversary where that
+        depends on them.
       counts: rounds before each evaluation.
       runs: how many there are.
       room: bytes of memory to stay within, asked once the devices are known.
@@ -69,8 +72,8 @@ def build(task: Task, method: Method, population: Population, participation: Par
         raise ValueError("many runs at once need one process and --model_devices=1: each device trains whole runs")
     one = Mesh(mesh.devices.reshape(-1, 1)[:1], (meshes.CLIENTS, meshes.MODEL), axis_types=(AxisType.Auto,) * 2)
     many = Mesh(mesh.devices.flat[:runs], (RUNS,), axis_types=(AxisType.Auto,))
-    s = sync.setting(task, method, population, participation, one, chunk, lanes, length, eval_batch)
-    world = sync.World(population._replace(manifest={}), evaluate.panel(population, eval_clients))
+    s = sync.setting(task, method, population, participation, one, chunk, lanes, length, eval_batch, schedule=schedule, adversary=adversary)
+    world = sync.world_of(s, population, evaluate.panel(population, eval_clients))
     shapes = jax.eval_shape(sync.program(s)[0], world, jax.random.key(0))
     plan, share = sync.plan(s, shapes, world), -(-runs // many.size)
     small, cpu = is_small(shapes.server), plan["platform"] == "cpu"
@@ -81,13 +84,14 @@ def build(task: Task, method: Method, population: Population, participation: Par
     clocks, counts = jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32), jnp.asarray(counts, jnp.int32)
 
     def single(world, key, values):
-        start, segment = sync.program(s._replace(method=make(task, values)))
+        start, segment = sync.program(s._replace(**make(task, values)))
         return jax.lax.scan(lambda state, when: segment(world, state, *when), start(world, key), (clocks, counts))[1]
 
     plan = {**plan, "devices": many.size, "side_by_side": width, "memory_bytes": many.size * (width * each + tree.nbytes(world))}
     world = meshes.place(world, meshes.replicated(many))
-    costs = functools.cache(lambda: ledger.costs(s, world, shapes))
-    return Batch(world, across(single, many, width), many.size, width, fit < min(wanted, share), small, plan, costs)
+    costs = functools.cache(lambda: sync.costs(s, world, shapes))
+    return Batch(world, across(single, many, width), many.size, width, fit < min(wanted, share), small, plan, costs,
+                 functools.partial(sync.fields, s, world, shapes))
 
 
 def across(single: Callable, mesh: Mesh, width: int) -> Callable:

@@ -5,6 +5,7 @@ accuracy is a mean of values already there. Every mean is taken over an array th
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from fedjax_lab import keys
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.engine.exchange import Slot
-from fedjax_lab.types import Population, Task, Tree
+from fedjax_lab.types import Batch, Population, Task, Tree
 
 
 class Panel(NamedTuple):
@@ -42,8 +43,12 @@ def panel(population: Population, limit: int | None) -> Panel:
     return Panel(ids, np.where(lane < size[ids][:, None], rows, -1).astype(np.int32))
 
 
-def per_example(task: Task, params: Tree, examples: Tree, mesh, batch: int) -> dict[str, jax.Array]:
-    """{metric: [M]} of one model over M examples, `batch` at a time on each device."""
+def per_example(task: Task, params: Tree, examples: Tree, mesh, batch: int,
+                change: Callable[[Batch], tuple[Batch, jax.Array]] | None = None) -> dict[str, jax.Array]:
+    """{metric: [M]} of one model over M examples, `batch` at a time on each device.
+
+    change: (batch) -> (batch, counted [B]), where examples are changed before; "counted" then comes with the metrics.
+    """
     count = jax.tree.leaves(examples)[0].shape[0]
     lay = sweeps.layout(mesh, -(-count // batch), 1, mesh.shape[meshes.CLIENTS])
     first = jnp.arange(lay.slots, dtype=jnp.int32) * batch
@@ -53,11 +58,21 @@ def per_example(task: Task, params: Tree, examples: Tree, mesh, batch: int) -> d
         params, examples = shared
         rows = start + lane
         taken = _take(examples, jnp.where(rows < count, rows, -1))
-        return sweeps.Outcome({}, (), dict(task.metrics(task.apply(params, taken), taken)))
+        if change is None:
+            return sweeps.Outcome({}, (), dict(task.metrics(task.apply(params, taken), taken)))
+        taken, counted = change(taken)
+        return sweeps.Outcome({}, (), {**task.metrics(task.apply(params, taken), taken), "counted": counted})
 
     out = sweeps.sweep(lay, body, {}, (params, examples), lay.deal(first), (), lay.filled()).stacked
     out = meshes.constrain(out, meshes.replicated(mesh))
     return {k: lay.collect(v).reshape(-1)[:count] for k, v in out.items()}
+
+
+def probed(task: Task, params: Tree, examples: Tree, mesh, batch: int, change: Callable[[Batch], tuple[Batch, jax.Array]]) -> jax.Array:
+    """The accuracy on the test examples as `change` makes them, over those that count."""
+    values = per_example(task, params, examples, mesh, batch, change)
+    counted = values["counted"]
+    return jnp.sum(jnp.where(counted, values["accuracy"], 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 def central(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -106,7 +121,7 @@ def personal(setting, key, server: Tree, rows: Tree, world: Tree, lay: sweeps.La
 
         def piece(rows):
             taken = _take(world.population.test.examples, rows)
-            values = setting.task.metrics(setting.task.apply(model, taken), taken)
+            values = setting.model.metrics(setting.model.apply(model, taken), taken)
             return {k: jnp.sum(jnp.where(taken["mask"], v, 0)) for k, v in values.items()}
 
         sums = jax.lax.map(piece, test_rows)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from fedjax_lab import keys, rules, tree
 from fedjax_lab.engine import clients as sweeps
-from fedjax_lab.types import ClientData, Cohort, Key, Phase, Streaming, Tree, Wire
+from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.types import ClientData, Cohort, Key, Phase, Stacked, Streaming, Tree, Wire
 
 
 class Start(NamedTuple):
@@ -61,9 +62,12 @@ Begin = Callable[[tuple, Slot], tuple[Tree, Key, jax.Array]]
 View = Callable[[Tree, Slot, jax.Array], ClientData]
 """(world, slot, clock) -> ClientData."""
 
+Forge = Callable[..., Tree]
+"""(stack, weight, cohort, rule) -> stack, where rule is (stack) -> aggregate."""
+
 
 def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree,
-        begin: Begin = lambda shared, slot: shared[1:]) -> sweeps.Outcome:
+        begin: Begin = lambda shared, slot: shared[1:], held: Collection[str] = ()) -> sweeps.Outcome:
     """One phase over a cohort.
 
     Args:
@@ -74,6 +78,7 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
       shared: (world, ...), the rest is what `begin` reads.
       slots, rows: in device order; rows are (client rows, {field: wire rows}).
       begin: see Begin; by default shared is (world, server, round key, clock), the same for all.
+      held: fields that are stacked whatever their rule.
 
     Returns:
       summands: aggregates of the streaming fields;  row: new rows;  stacked: a Trace per slot. All in device order.
@@ -91,7 +96,7 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
         weights = {f: jax.tree.map(lambda w: jnp.where(slot.heard, w, 0).astype(jnp.float32), weight_of(result, f)) for f in heard}
         streamed, fields = {}, {}
         for f, value in heard.items():
-            (streamed if isinstance(rule_of(phase, f), Streaming) else fields)[f] = (value, weights[f])
+            (streamed if f not in held and isinstance(rule_of(phase, f), Streaming) else fields)[f] = (value, weights[f])
         # a pass over each upload would keep it from being added as it is made; what a loss does not show, the aggregate does
         watched = dict(result.metrics) if "loss" in result.metrics else (heard, dict(result.metrics))
         finite = tree.finite(watched) | ~slot.heard
@@ -103,10 +108,30 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
     return sweeps.sweep(lay, body, streaming, shared, slots, rows, slots.mask)
 
 
-def aggregates(lay: sweeps.Layout, phase: Phase, out: sweeps.Outcome, cohort: Cohort) -> Mapping[str, Tree]:
-    """{field: aggregate}: the streamed ones as they are, the stacked ones through their rule, in slot order."""
+def aggregates(lay: sweeps.Layout, phase: Phase, out: sweeps.Outcome, cohort: Cohort, forge: Mapping[str, Forge] = {}) -> Mapping[str, Tree]:
+    """{field: aggregate}: the streamed ones as they are, the stacked ones through their rule, in slot order.
+
+    forge: {field: what changes its stack before the rule sees it, where there is one}.
+    """
     stacks = {f: jax.tree.map(lay.collect, stack) for f, stack in out.stacked.fields.items()}
-    return {**out.summands, **{f: rule_of(phase, f).combine(value, weight, cohort) for f, (value, weight) in stacks.items()}}
+    stacks = meshes.constrain(stacks, meshes.cut(lay.mesh, stacks, None))  # a sum over a cut cohort would depend on the devices
+    found = dict(out.summands)
+    for f, (value, weight) in stacks.items():
+        rule = functools.partial(combine, lay, rule_of(phase, f), weight=weight, cohort=cohort)
+        found[f] = rule(forge[f](value, weight, cohort, rule) if f in forge else value)
+    return found
+
+
+def combine(lay: sweeps.Layout, rule: Streaming | Stacked, stack: Tree, weight: Tree, cohort: Cohort) -> Tree:
+    """The aggregate of a stack [S, ...] in slot order; a streaming rule adds it up in the lanes of a cohort that was not stacked."""
+    if isinstance(rule, Stacked):
+        return rule.combine(stack, weight, cohort)
+
+    def body(shared, slot, row):
+        return sweeps.Outcome({"": slot}, (), ())
+
+    dealt = jax.tree.map(lay.deal, (stack, weight))
+    return sweeps.sweep(lay, body, {"": rule}, (), dealt, (), lay.filled(cohort.mask)).summands[""]
 
 
 def rule_of(phase: Phase, field: str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from fedjax_lab import keys, tree
 from fedjax_lab.engine import clients as sweeps
-from fedjax_lab.engine import evaluate, exchange, ledger, stream, tables
+from fedjax_lab.engine import evaluate, exchange, ledger, malice, stream, tables
 from fedjax_lab.engine import mesh as meshes
 from fedjax_lab.types import (
+    Adversary,
     Census,
     ClientData,
     Cohort,
@@ -31,6 +32,7 @@ from fedjax_lab.types import (
     Population,
     Record,
     Simulation,
+    Stacked,
     State,
     Stream,
     Task,
@@ -43,12 +45,33 @@ class World(NamedTuple):
     """Everything that does not evolve.
 
     population: all clients, or those of the segment;  panel: who is evaluated;  ids: None, or int32 [U], the clients of the segment in
-    ascending order, whose places in it stand for them.
+    ascending order, whose places in it stand for them;  extra: of the schedule.
     """
 
     population: Population
     panel: evaluate.Panel
     ids: jax.Array | None = None
+    extra: Tree = ()
+
+
+class Schedule(NamedTuple):
+    """What a round is, and of whom the server's state is. The functions take the Setting first.
+
+    first: (setting, server) -> State.server, from what the method makes for one server.
+    round: (setting, world, state, clock) -> (state, report).   evaluate: (setting, world, state) -> {name: scalar}.
+    deploy: (setting, State.server) -> params, what is kept as the global model.
+    one: (State.server) -> the state of one server.   stacked: whether State.server has a row per client.
+    extra: arrays of the world beside the population.   plan: (setting) -> what a plan says beside.
+    """
+
+    first: Callable[[Any, Tree], Tree]
+    round: Callable[..., tuple[State, Mapping[str, jax.Array]]]
+    evaluate: Callable[..., Mapping[str, jax.Array]]
+    deploy: Callable[[Any, Tree], Tree]
+    one: Callable[[Tree], Tree] = lambda server: server
+    stacked: bool = False
+    extra: Tree = ()
+    plan: Callable[[Any], Mapping[str, Any]] = lambda setting: {}
 
 
 class Setting(NamedTuple):
@@ -65,10 +88,17 @@ class Setting(NamedTuple):
     eval_batch: int
     streamed: bool
     away: bool
+    adversary: Adversary | None = None
+    schedule: Schedule | None = None
 
     @property
     def clients(self) -> int:
         return self.census.clients
+
+    @property
+    def model(self) -> Task:
+        """What models are: the method's own task where it has one."""
+        return self.method.task or self.task
 
     def place(self, world: World, client: jax.Array) -> jax.Array:
         """Where the clients' examples are: at their ids, or in a streamed population at their places in the segment."""
@@ -82,8 +112,10 @@ class Setting(NamedTuple):
         """One client's window on the world."""
         population = world.population
         views = [View(stream, slot.at, c) for stream, c in zip((population.train, population.test), self.capacity, strict=True)]
+        views[0] = views[0]._replace(poison=malice.poison(self.adversary, self.clients, self.census.classes, slot.id))
         late = (slot.start.staleness, slot.start.factor) if slot.start else ()
-        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present, *late)
+        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present, *late)._replace(
+            public=population.public)
 
     def begin(self, shared: tuple, slot: exchange.Slot) -> tuple[Tree, Key, jax.Array]:
         """The server, the key and the clock of the round in which a client started."""
@@ -108,8 +140,10 @@ def build(
     eval_batch: int = 500,
     streamed: bool = False,
     client_state: Literal["device", "host", "disk"] = "device",
+    adversary: Adversary | None = None,
+    schedule: Schedule | None = None,
 ) -> Simulation:
-    """Lowers a method to synchronous rounds.
+    """Lowers a method to rounds, synchronous ones by default.
 
     Args:
       task, method, population, participation: what is trained, how, on whom, and who takes part.
@@ -121,26 +155,31 @@ def build(
       eval_batch: examples at a time in evaluation.
       streamed: the population stays in the host arrays, or maps of files, that it is given in; each segment's clients travel.
       client_state: where the clients' rows live between segments. On "disk" they are in a file without a name, gone with the process.
+      adversary: the clients that attack, and how.
+      schedule: what a round is; one server and its cohort where None.
 
     Raises:
-      ValueError: if the cohort is larger than the population, the lanes do not fit the devices, or what is streamed does not fit the
-        method, which wants all clients at once.
+      ValueError: if the cohort is larger than the population, the lanes do not fit the devices, what is streamed does not fit the
+        method, which wants all clients at once, or an attack does not fit the task or the method.
     """
     mesh = meshes.make() if mesh is None else mesh
     away = client_state != "device"
-    s = setting(task, method, population, participation, mesh, chunk, lanes, length, eval_batch, streamed, away)
+    s = setting(task, method, population, participation, mesh, chunk, lanes, length, eval_batch, streamed, away, adversary, schedule)
     panel = evaluate.panel(population, eval_clients)
     simulation = _streaming(s, population, panel, client_state) if streamed or away else _resident(s, population, panel)
     return simulation._replace(plan={**simulation.plan, "population": "streamed" if streamed else "device", "client_state": client_state})
 
 
 def setting(task: Task, method: Method, population: Population, participation: Participation, mesh: Mesh, chunk: int, lanes: int, length: int,
-            eval_batch: int, streamed: bool = False, away: bool = False) -> Setting:
+            eval_batch: int, streamed: bool = False, away: bool = False, adversary: Adversary | None = None,
+            schedule: Schedule | None = None) -> Setting:
     """What is static of a program, checked; see `build`."""
     if not 1 <= participation.slots <= population.clients:
         raise ValueError(f"cohort={participation.slots}: of {population.clients} clients; choose 1..{population.clients}")
     if length < 1:
         raise ValueError(f"length={length}: choose 1 or more rounds")
+    if schedule is not None and schedule.stacked and (streamed or away):
+        raise ValueError("gossip needs population and client_state on the device: every node has a part in every round")
     whole = any(phase.everyone for phase in method.exchanges)
     if whole and (streamed or away):
         raise ValueError(f"method '{method.info.name}' asks all clients at once: it needs population and client_state on the device")
@@ -150,20 +189,44 @@ def setting(task: Task, method: Method, population: Population, participation: P
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
     everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
     example = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in population.train.examples.items()}
-    census = Census(population.clients, population.train.size, population.counts.shape[1], example)
-    return Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away)
+    public = len(next(iter(population.public.values()), ()))
+    census = Census(population.clients, population.train.size, population.counts.shape[1], example, public)
+    adversary = adversary if adversary and any(malice.counts(adversary, population.clients)) else None
+    return Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away, adversary, schedule or SYNC)
 
 
 def _resident(s: Setting, population: Population, panel: evaluate.Panel) -> Simulation:
     """Everything is on the devices, and a segment is one program."""
     everywhere = meshes.replicated(s.lay.mesh)
-    world = meshes.place(World(population._replace(manifest={}), panel), everywhere)
+    world = meshes.place(world_of(s, population, panel), everywhere)
     start, segment = program(s)
     shapes = jax.eval_shape(start, world, jax.random.key(0))
-    shardings = _shardings(s.lay.mesh, s.clients, shapes)
+    shardings = _shardings(s.lay.mesh, s.clients, shapes, s.schedule.stacked)
     run = jax.jit(segment, donate_argnums=(1,), out_shardings=(shardings, everywhere))
-    cost = functools.cache(lambda: ledger.costs(s, world, shapes))
-    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world), cost)
+    cost = functools.cache(lambda: costs(s, world, shapes))
+    return Simulation(world, jax.jit(start, out_shardings=shardings), run, s.length, plan(s, shapes, world), cost, _deployed(s),
+                      functools.partial(fields, s, world, shapes))
+
+
+def world_of(s: Setting, population: Population, panel: evaluate.Panel) -> World:
+    """What does not evolve, when all of it is on the devices."""
+    return World(population._replace(manifest={}), panel, extra=s.schedule.extra)
+
+
+def costs(s: Setting, world: World, shapes: State) -> list[ledger.Cost]:
+    """What a client's work in each phase costs."""
+    return ledger.costs(s, world, shapes._replace(server=jax.eval_shape(s.schedule.one, shapes.server)))
+
+
+def fields(s: Setting, world: World, shapes: State) -> list[str]:
+    """What an upload consists of, all phases together."""
+    row = jax.eval_shape(lambda rows: jax.tree.map(lambda x: x[0], rows), shapes.clients)
+    found = jax.eval_shape(functools.partial(_uploads, s), world, jax.random.key(0), jax.eval_shape(s.schedule.one, shapes.server), row)
+    return sorted({name for upload in found for name in upload})
+
+
+def _deployed(s: Setting) -> Callable[[State], Tree]:
+    return lambda state: s.schedule.deploy(s, state.server)
 
 
 def program(s: Setting) -> tuple[Callable[[World, Key], State], Callable[..., tuple[State, Record]]]:
@@ -172,7 +235,7 @@ def program(s: Setting) -> tuple[Callable[[World, Key], State], Callable[..., tu
     def start(world, key):
         server, participation = _begin(s, key)
         facts = Facts(jnp.arange(s.clients, dtype=jnp.int32), world.population.train.size, world.population.counts)
-        return State(server, *_rows(s, world, key, facts), participation, key, _versions(s, server))
+        return State(s.schedule.first(s, server), *_rows(s, world, key, facts), participation, key, _versions(s, server))
 
     return start, _segment(s)
 
@@ -182,7 +245,7 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
     everywhere = meshes.replicated(s.lay.mesh)
     put = functools.partial(meshes.place, sharding=everywhere)
     feeder = stream.Feeder(population, s.participation, panel.ids if s.method.personal else (), s.length, s.streamed, s.lay.mesh)
-    resident = Population((), Stream(population.test.examples, (), ()), ()) if s.streamed else population
+    resident = Population((), Stream(population.test.examples, (), ()), (), public=population.public) if s.streamed else population
     fixed = put(World(resident._replace(manifest={}), panel))
 
     def world_of(world: World, share: stream.Share) -> World:
@@ -190,7 +253,7 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
             return world._replace(ids=share.facts.id)
         train, test = share.population.train, share.population.test
         train, test = train._replace(examples=share.examples), test._replace(examples=world.population.test.examples)
-        return World(share.population._replace(train=train, test=test), world.panel, share.facts.id)
+        return World(share.population._replace(train=train, test=test, public=world.population.public), world.panel, share.facts.id)
 
     like = jax.eval_shape(world_of, fixed, feeder.like)
     new_rows = jax.jit(lambda key, facts: _rows(s, like, key, facts))
@@ -219,13 +282,14 @@ def _streaming(s: Setting, population: Population, panel: evaluate.Panel, client
         after, record = run(world_of(world, share), state._replace(clients=clients, wires=wires), clock, rounds, due)
         return after._replace(clients=table.write(state.clients, share, (after.clients, after.wires)), wires=()), record
 
-    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like), functools.cache(lambda: ledger.costs(s, like, shapes)))
+    return Simulation(fixed, start, segment, s.length, plan(s, shapes, like), functools.cache(lambda: costs(s, like, shapes)), _deployed(s),
+                      functools.partial(fields, s, like, shapes))
 
 
 def _segment(s: Setting):
     def segment(world, state, clock, rounds, due=True):
         state, reports = _rounds(s, world, state, clock, rounds)
-        evaluation = functools.partial(_evaluate, s, world, state)
+        evaluation = functools.partial(s.schedule.evaluate, s, world, state)
         if due is True:  # known to the compiler
             return state, Record(reports, evaluation())
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluation))
@@ -234,17 +298,18 @@ def _segment(s: Setting):
     return segment
 
 
-def _shardings(mesh: Mesh, clients: int, shapes: State) -> State:
+def _shardings(mesh: Mesh, clients: int, shapes: State, stacked: bool = False) -> State:
     """Rows [N, ...] are cut over `clients` where N divides evenly, they and the server's state over `model`; the rest is on all devices."""
     first = meshes.CLIENTS if clients % mesh.shape[meshes.CLIENTS] == 0 else None
     everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
-    rows = {part: meshes.cut(mesh, getattr(shapes, part), first) for part in ("clients", "wires")}
-    return everywhere._replace(server=meshes.cut(mesh, shapes.server), versions=meshes.cut(mesh, shapes.versions, None), **rows)
+    rows = {part: meshes.cut(mesh, getattr(shapes, part), first) for part in ("clients", "wires", *["server"] * stacked)}
+    everywhere = everywhere._replace(server=meshes.cut(mesh, shapes.server))
+    return everywhere._replace(versions=meshes.cut(mesh, shapes.versions, None), **rows)
 
 
 def _begin(s: Setting, key) -> tuple[Tree, Tree]:
     """The server's and the sampler's first state."""
-    server = s.method.init_server(keys.purpose(key, "server"), s.task.init(keys.purpose(key, "params")), s.census)
+    server = s.method.init_server(keys.purpose(key, "server"), s.model.init(keys.purpose(key, "params")), s.census)
     return tree.strong((server, s.participation.init(keys.purpose(key, "participation"), s.census)))
 
 
@@ -256,31 +321,33 @@ def _versions(s: Setting, server: Tree) -> Tree:
 
 def _rows(s: Setting, world: World, key, facts: Facts) -> tuple[Tree, tuple[Mapping[str, Tree], ...]]:
     """The first rows of these clients [n, ...], and their wires' memories per phase and field; of `world` only shapes matter."""
-    params, row_key = s.task.init(keys.purpose(key, "params")), keys.purpose(key, "rows")
+    params, row_key = s.model.init(keys.purpose(key, "params")), keys.purpose(key, "rows")
     clients = tree.strong(jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f))(facts))
-
-    def uploads(world, server, row):
-        found, keep = [], {False: (), True: ()}
-        slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
-        for phase in s.method.exchanges:
-            data = s.view(world, slot._replace(keep=keep[phase.everyone]), jnp.int32(0))
-            result = phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
-            row, keep[phase.everyone] = result.client, result.keep
-            found.append(result.upload)
-        return found
 
     def memory(wire, field):
         row = wire.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), field))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (facts.id.shape[0], *x.shape)), row)
 
-    shapes = jax.eval_shape(uploads, world, _begin(s, key)[0], jax.tree.map(lambda x: x[0], clients))
+    shapes = jax.eval_shape(functools.partial(_uploads, s), world, key, _begin(s, key)[0], jax.tree.map(lambda x: x[0], clients))
     exchanges = zip(s.method.exchanges, shapes, strict=True)
     return clients, tree.strong(tuple({f: memory(wire, upload[f]) for f, wire in phase.up.items() if f in upload} for phase, upload in exchanges))
 
 
+def _uploads(s: Setting, world: World, key, server: Tree, row: Tree) -> list[Mapping[str, Tree]]:
+    """What one client uploads in each phase; for its shapes."""
+    found, keep = [], {False: (), True: ()}
+    slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
+    for phase in s.method.exchanges:
+        data = s.view(world, slot._replace(keep=keep[phase.everyone]), jnp.int32(0))
+        result = phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
+        row, keep[phase.everyone] = result.client, result.keep
+        found.append(result.upload)
+    return found
+
+
 def _rounds(s: Setting, world: World, state: State, clock, rounds) -> tuple[State, Mapping[str, jax.Array]]:
     """`rounds` rounds (traced, at most s.length) and their reports [length, ...]."""
-    one = jax.jit(lambda world, state, clock: _round(s, world, state, clock), inline=True)
+    one = jax.jit(lambda world, state, clock: s.schedule.round(s, world, state, clock), inline=True)
     shapes = jax.eval_shape(one, world, state, clock)[1]
     blank = jax.tree.map(lambda x: jnp.zeros((s.length, *x.shape), x.dtype), shapes)
 
@@ -319,47 +386,53 @@ class Seats(NamedTuple):
 def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mapping[str, jax.Array]]:
     key = keys.for_round(state.key, clock)
     draw = s.participation.draw(keys.purpose(key, "cohort"), state.participation, clock)
-    seats = {False: _seats(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)}
+    seats = {False: seated(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)}
     if s.all is not None:
         seats[True] = _everyone(s, world, draw, clock)
-    clients, server, wires, traces, sound = state.clients, state.server, [], [], jnp.bool_(True)
+    clients, server, wires, traces, sound, fields = state.clients, state.server, [], [], jnp.bool_(True), set()
+    forged = (malice.FIELD,) if malice.forges(s.adversary) else ()
     versions = jax.tree.map(lambda kept, x: kept.at[clock % s.participation.versions].set(x), state.versions, server if state.versions != () else ())
     phases = enumerate(zip(s.method.exchanges, state.wires, strict=True))
     for everyone, group in itertools.groupby(phases, lambda numbered: numbered[1][0].everyone):
-        rows = _gather(clients, seats[everyone].rows)  # once for all phases in succession over the same cohort
+        rows = gather(clients, seats[everyone].rows)  # once for all phases in succession over the same cohort
         for number, (phase, table) in group:
             at = seats[everyone]
             at = at if phase.when is None else at.only(phase.when(keys.purpose(key, "when"), clock))
-            memory = _gather(table, seats[everyone].rows)
+            memory = gather(table, seats[everyone].rows)
             shared = (world, server, key, clock) if not at.slots.start else (world, versions, state.key, clock)
-            out = exchange.run(at.lay, phase, f"phase{number}", s.view, shared, at.slots, (rows, memory), s.begin)
-            aggregates = exchange.aggregates(at.lay, phase, out, at.cohort)
+            out = exchange.run(at.lay, phase, f"phase{number}", s.view, shared, at.slots, (rows, memory), s.begin, forged)
+            forge = functools.partial(malice.forge, s.adversary, keys.purpose(key, f"attack{number}"))
+            aggregates = exchange.aggregates(at.lay, phase, out, at.cohort, dict.fromkeys(forged, forge))
+            fields |= aggregates.keys()
             sound &= tree.finite(aggregates)
             served = phase.serve(keys.purpose(key, f"serve{number}"), server, aggregates, at.cohort)
             server = served if phase.when is None else tree.select(at.active, served, server)
             rows, memory = out.row
-            wires.append(_scatter(table, at.rows, memory))
+            wires.append(scatter(table, at.rows, memory))
             seats[everyone] = seats[everyone]._replace(slots=seats[everyone].slots._replace(keep=out.stacked.keep))
             traces.append((everyone, at, jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))))
-        clients = _scatter(clients, seats[everyone].rows, rows)
-    return State(server, clients, tuple(wires), draw.state, state.key, versions), {**_report(seats, traces), "sound": sound, **draw.metrics}
+        clients = scatter(clients, seats[everyone].rows, rows)
+    if set(forged) - fields:
+        raise ValueError(f"--attack: method '{s.method.info.name}' has no field 'model' in its uploads to forge, only {', '.join(sorted(fields))}")
+    return State(server, clients, tuple(wires), draw.state, state.key, versions), {**reported(seats, traces), "sound": sound, **draw.metrics}
 
 
-def _gather(table: Tree, at: jax.Array) -> Tree:
+def gather(table: Tree, at: jax.Array) -> Tree:
     return jax.tree.map(lambda t: jnp.take(t, at, axis=0, mode="clip"), table)
 
 
-def _scatter(table: Tree, at: jax.Array, rows: Tree) -> Tree:
+def scatter(table: Tree, at: jax.Array, rows: Tree) -> Tree:
     return jax.tree.map(lambda t, r: t.at[at].set(r, mode="drop", unique_indices=False), table, rows)
 
 
-def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: jax.Array, clock) -> Seats:
+def seated(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: jax.Array, clock) -> Seats:
     """The drawn clients in canonical order: the heard with most steps first, then by id; then those lost on the way, empty slots last."""
     mask = draw.mask
     size = jnp.where(mask, world.population.train.size[s.place(world, draw.ids)], 0)
     own = s.method.steps(size)
     fewer = jnp.maximum(jnp.round(draw.share * own), 1).astype(jnp.int32)
     allowance = jnp.where(draw.share < 1, jnp.minimum(fewer, draw.allowance), draw.allowance)
+    allowance = malice.allowance(s.adversary, s.clients, draw.ids, allowance)
     steps = jnp.where(mask, jnp.minimum(own, allowance), -1)
     late = () if draw.base is None else (draw.base, jnp.broadcast_to(jnp.float32(draw.factor), mask.shape))
     order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present, *late), num_keys=3)
@@ -367,7 +440,7 @@ def _seats(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: ja
     heard, start = ~lost, exchange.Start(late[0], clock - late[0], late[1]) if late else ()
     counts = jnp.where(heard[:, None], world.population.counts[s.place(world, ids)], 0)
     cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock, counts)
-    cohort = cohort._replace(staleness=start.staleness if start else jnp.zeros_like(steps))
+    cohort = cohort._replace(staleness=start.staleness if start else jnp.zeros_like(steps), public=world.population.public)
     dealt = lay.deal(ids)
     slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
     slots = slots._replace(start=jax.tree.map(lay.deal, start))
@@ -382,10 +455,10 @@ def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:
     present = present.at[jnp.where(draw.mask & draw.heard, draw.ids, s.clients)].set(True, mode="drop")
     whole = jnp.ones(s.clients, bool)
     unlimited = jnp.full(s.clients, np.iinfo(np.int32).max, jnp.int32)
-    return _seats(s, world, s.all, Draw((), ids, whole, whole, unlimited), present, clock)
+    return seated(s, world, s.all, Draw((), ids, whole, whole, unlimited), present, clock)
 
 
-def _report(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchange.Trace]]) -> Mapping[str, jax.Array]:
+def reported(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchange.Trace]]) -> Mapping[str, jax.Array]:
     """Means of the metrics over the heard, and the ledger per slot; later phases overwrite metrics of the same name."""
     metrics = {}
     for _, at, trace in traces:
@@ -417,8 +490,11 @@ def _ledger(traces: list[tuple[int, Seats, exchange.Trace]], cohort: Cohort) -> 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:
     params = s.method.deploy(state.server)
-    values = evaluate.per_example(s.task, params, world.population.test.examples, s.lay.mesh, s.eval_batch)
+    values = evaluate.per_example(s.model, params, world.population.test.examples, s.lay.mesh, s.eval_batch)
     report, ids = evaluate.central(values), world.panel.ids
+    for name, probe in malice.probes(s.adversary).items():
+        change = functools.partial(probe, classes=s.census.classes)
+        report[name] = evaluate.probed(s.model, params, world.population.test.examples, s.lay.mesh, s.eval_batch, change)
     if not ids.shape[0]:
         return report
     report |= evaluate.spread(evaluate.per_client(values, world.panel), "")
@@ -426,14 +502,14 @@ def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]
         return report
     lay = sweeps.layout(s.lay.mesh, ids.shape[0], s.lay.chunk, s.lay.lanes)
     key = keys.purpose(state.key, "personal")
-    own = evaluate.personal(s, key, state.server, _gather(state.clients, s.row(world, ids)), world, lay)
+    own = evaluate.personal(s, key, state.server, gather(state.clients, s.row(world, ids)), world, lay)
     return {**report, **evaluate.spread(own, "personal_")}
 
 
 def plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:
     """What will run where, for people; memory as chunk x parameters x (optimizer slots + 2), rows and data."""
-    params = jax.eval_shape(s.method.deploy, shapes.server)
-    tables = tree.nbytes((shapes.clients, shapes.wires))
+    params = jax.eval_shape(s.method.deploy, jax.eval_shape(s.schedule.one, shapes.server))
+    tables, stack = tree.nbytes((shapes.clients, shapes.wires)), tree.nbytes(params) * _stacked(s)
     return {
         "devices": s.lay.mesh.size,
         "platform": s.lay.mesh.devices.flat[0].platform,
@@ -444,6 +520,18 @@ def plan(s: Setting, shapes: State, world: World) -> Mapping[str, object]:
         "parameters": tree.size(params),
         "data_bytes": tree.nbytes(world.population),
         "table_bytes": tables,
-        "memory_bytes": s.lay.devices * (tree.nbytes(params) * (4 * s.lay.chunk + s.lay.lanes // s.lay.devices + 2) + tree.nbytes(world))
-        + tables,
+        "stack_bytes": stack,
+        "memory_bytes": s.lay.devices * (tree.nbytes(params) * (4 * s.lay.chunk + s.lay.lanes // s.lay.devices + 2) + tree.nbytes(world) + 3 * stack)
+        + tables + 5 * tree.nbytes(shapes.server) * s.schedule.stacked,
+        **s.schedule.plan(s),
     }
+
+
+def _stacked(s: Setting) -> int:
+    """How many uploads of the model are held at once for a rule that wants all of them, or for forging."""
+    rules = [exchange.rule_of(phase, malice.FIELD) for phase in s.method.exchanges]
+    held = malice.forges(s.adversary) or any(isinstance(rule, Stacked) for rule in rules)
+    return s.lay.local * s.lay.devices * held
+
+
+SYNC = Schedule(lambda s, server: server, _round, _evaluate, lambda s, server: s.method.deploy(server))

@@ -1,9 +1,20 @@
-"""Choosing leaves of a model by what they are called."""
+"""Leaves of a model by what they are called."""
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 
 from fedjax_lab.types import Tree
+
+
+def paths(tree: Tree) -> dict[str, Any]:
+    """{path: leaf}, in the order of the leaves.
+
+    >>> paths({"body": {"kernel": 1, "bias": 2}, "head": 3})
+    {'body/bias': 2, 'body/kernel': 1, 'head': 3}
+    """
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def named(params: Tree, *words: str) -> Tree:

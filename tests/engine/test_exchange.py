@@ -75,7 +75,7 @@ def surveying() -> Method:
         return Result({f: value - 10 if f == "largest" else value for f in FIELDS}, weight, metrics={"big": value.max()})
 
     def serve(key, server, aggregate, cohort):
-        return {**aggregate, "cohort": cohort._asdict(), "mask": cohort.mask}
+        return {**aggregate, "cohort": {k: v for k, v in cohort._asdict().items() if k != "public"}, "mask": cohort.mask}
 
     def init_server(key, params, census):
         cohort = {k: jnp.zeros(SLOTS, jnp.int32) for k in ("ids", "size", "steps", "staleness")} | {"mask": jnp.zeros(SLOTS, bool)}

@@ -37,7 +37,8 @@ def population(spare: int = 4) -> Population:
     shown[5] = 0  # and client 5 no test examples
     index = np.concatenate([rng.choice(100, n, replace=False) for n in shown]).astype(np.int32)
     return Population(
-        Stream(train, offset, size), Stream(test, (np.cumsum(shown) - shown).astype(np.int32), shown, index), counts
+        Stream(train, offset, size), Stream(test, (np.cumsum(shown) - shown).astype(np.int32), shown, index), counts,
+        public=_examples(rng, 12)
     )
 
 

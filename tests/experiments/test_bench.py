@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from experiments.bench import __main__ as bench
-from experiments.bench import floor, measure, reference, report, scale, trace, workloads
+from experiments.bench import arrivals, floor, measure, reference, report, scale, trace, workloads
 from fedjax_lab import config as configs
 from fedjax_lab import run
 from fedjax_lab.data import sources
@@ -406,3 +406,22 @@ def test_unknown_flag_of_the_command():
     done = subprocess.run([sys.executable, "-m", "experiments.bench", "--speed=9"], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
     assert "speed" in done.stderr
+
+
+def test_arrivals_are_simulated_by_both(given, monkeypatch, capsys):
+    given("--arrivals")
+    real = arrivals.compare
+    monkeypatch.setattr(arrivals, "compare", lambda uploads, shared: real(500, shared))
+    assert bench.work() == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["uploads"], row["in_training"], row["buffer"], row["parameters"]) == (500, 100, 10, 650)
+    assert 0 < row["of_which_rolling_out"] < row["seconds"] and row["ratio"] == pytest.approx(row["loop_seconds"] / row["seconds"])
+
+
+def test_the_plain_event_loop_does_what_fedbuff_does():
+    """All clients share the same examples: it learns them, and only when a buffer is full."""
+    y = np.arange(arrivals.SIZE) % 10
+    loop = arrivals.Loop(np.eye(arrivals.DIM, dtype=np.float32)[y], y, np.zeros(arrivals.CLIENTS, int), 0)
+    before = [reference.loss(loop.run(n), loop.x, loop.y) for n in (0, 10, 200)]
+    assert before[0] > before[1] > before[2]
+    np.testing.assert_array_equal(loop.run(9)[0][0], loop.run(0)[0][0])  # the buffer is not full

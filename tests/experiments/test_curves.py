@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def test_the_picture_is_of_these_runs(folder, tmp_path, monkeypatch):
     drawn, real = [], pictures.draw
-    monkeypatch.setattr(pictures, "draw", lambda rows, path: drawn.append(rows) or real(rows, path))
+    monkeypatch.setattr(pictures, "draw", lambda rows, *where: drawn.append(rows) or real(rows, *where))
     one, two, again = folder("a", "fedavg", 0.1, 0.5), folder("b", "scaffold", 0.1, 0.7), folder("c", "fedavg", 0.1, 0.6)
     pixels = []
     for number, runs in enumerate(([one], [one, two], [one, two, again])):
@@ -48,3 +48,15 @@ def test_refused(argv, words, capsys):
 def test_a_folder_without_a_run(tmp_path, capsys):
     assert curves.main([str(tmp_path), f"--out={tmp_path / 'x.png'}"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} holds no run (config.json or metrics.jsonl is missing)\n" and not (tmp_path / "x.png").exists()
+
+
+def test_the_axis_is_a_column_of_the_rows(folder, tmp_path, capsys, monkeypatch):
+    run, points, real = folder("a", "fedbuff", 0.1, 0.5), [], pictures._line
+    monkeypatch.setattr(pictures, "_line", lambda axis, rows, against, *more: points.append((against, axis)) or real(axis, rows, against, *more))
+    rows = (tmp_path / "a" / "metrics.jsonl")
+    assert curves.main([run, "--axis=time", f"--out={tmp_path / 'x.png'}"]) == 2
+    assert capsys.readouterr().err == "error: --axis=time: fedbuff has no such column; choose round, or runs under a schedule that has\n"
+    rows.write_text(rows.read_text().replace('"round"', '"time": 2.5, "round"'))
+    assert curves.main([run, "--axis=time", f"--out={tmp_path / 'x.png'}"]) == 0
+    axis = points[0][1]
+    assert points[0][0] == "time" and axis.get_xlabel() == "virtual time" and axis.lines[0].get_xdata().tolist() == [2.5, 2.5]

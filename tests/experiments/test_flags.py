@@ -13,13 +13,14 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import compare, partition, screen, series, sweep, train
+from experiments import compare, matrix, partition, screen, series, sweep, train
 from experiments.bench import __main__ as bench
 from fedjax_lab import config as configs
 from fedjax_lab import many, run
 
 TESTS = pathlib.Path(__file__).parents[1]
-TRAIN, COMPARE, SWEEP, PARTITION, RESUME = (f"experiments/test_{name}.py" for name in ("train", "compare", "sweep", "partition_cli", "resume"))
+TRAIN, COMPARE, SWEEP, MATRIX, PARTITION, RESUME = (
+    f"experiments/test_{name}.py" for name in ("train", "compare", "sweep", "matrix", "partition_cli", "resume"))
 LOCAL, CLUSTERS, HERE = "launch/test_launch_local.py", "launch/test_clusters.py", "experiments/test_flags.py"
 SETTINGS = [field.name for field in configs.fields()]
 OFTEN = "seeds set metric target at_once workdir"
@@ -27,13 +28,15 @@ OFTEN = "seeds set metric target at_once workdir"
 # program: {the test, or the table of one, that shows what flags change: those flags}
 SHOWN = {
     "experiments.train": {
-        f"{TRAIN}::EFFECTS": "method task partition wire_up wire_down aggregator server clients cohort augment participation rounds "
+        f"{TRAIN}::EFFECTS": "method task partition wire_up wire_down aggregator attack privacy server clients cohort augment participation rounds "
         "target_accuracy eval_every population client_state eval_clients client_test seed data_seed chunk devices lanes",
         f"{TRAIN}::test_partition_file": "partition_file", f"{TRAIN}::test_precision": "precision", f"{TRAIN}::test_data_dir": "data_dir",
         f"{TRAIN}::test_cache_dir": "cache_dir", f"{TRAIN}::test_set": "set", f"{TRAIN}::test_list": "list",
         f"{TRAIN}::test_refused_workdir": "workdir",
         "experiments/test_tensorboard.py::test_the_flag_writes_it_beside_the_rows": "tensorboard",
         "parts/test_statistics.py::test_the_rule_is_a_setting": "stats",
+        "experiments/test_schedules.py::test_allow_untested_runs_another_schedule_and_the_schedule_says_when": "schedule allow_untested",
+        "experiments/test_gossip_cli.py::test_the_graph_is_a_setting": "graph",
         f"{HERE}::test_model_devices": "model_devices", f"{RESUME}::test_checkpoints_come_by_rounds": "checkpoint_every keep",
         f"{RESUME}::LONG": "max_segment_seconds", f"{RESUME}::test_command_line": "resume",
         "test_platform.py::test_flags_come_before_the_environment": "coordinator processes process_id",
@@ -46,6 +49,11 @@ SHOWN = {
     "experiments.sweep": {
         f"{HERE}::VALUES": " ".join(SETTINGS), f"{SWEEP}::BASE": "set seeds", f"{SWEEP}::SWEEP": "sweep", f"{SWEEP}::done": "workdir",
         f"{SWEEP}::test_flags_of_the_table": "metric target", f"{SWEEP}::test_it_is_interrupted_and_goes_on": "at_once", f"{SWEEP}::test_ratios": "ratios",
+    },
+    "experiments.matrix": {
+        f"{HERE}::VALUES": " ".join(name for name in SETTINGS if name not in ("attack", "aggregator")),
+        f"{MATRIX}::test_flags_of_a_matrix": "attacks aggregators shares seeds", f"{MATRIX}::MATRIX": "at_once", f"{MATRIX}::BASE": "set",
+        f"{MATRIX}::test_refusals": "metric workdir",
     },
     "experiments.partition": {
         f"{PARTITION}::test_every_flag_of_the_partition_counts": "partition clients client_test data_seed partition_file",
@@ -61,8 +69,7 @@ SHOWN = {
         "experiments/test_claims.py::test_a_set_that_is_missing_stops_its_own_claims_only": "family",
     },
     "experiments.report": {"experiments/test_report.py::test_flags_of_the_report": "out title"},
-    "experiments.report": {"experiments/test_report.py::test_flags_of_the_report": "out title"},
-    "experiments.curves": {"experiments/test_curves.py::test_the_picture_is_of_these_runs": "out"},
+    "experiments.curves": {"experiments/test_curves.py::test_the_picture_is_of_these_runs": "out", "experiments/test_curves.py::test_the_axis_is_a_column_of_the_rows": "axis"},
     "fedjax_lab.methods.__main__": {"experiments/test_methods_cli.py::cards": "json"},
     "launch.local": {f"{LOCAL}::test_dry_run_prints_the_commands_and_does_nothing": "processes devices_per_process port dry_run"},
     "launch.kubernetes": {
@@ -74,8 +81,8 @@ NAMED = {"experiments.bench.__main__": "experiments/test_bench.py"}
 # a setting of a run: a value that is not its default
 VALUES = {
     "method": "fedprox", "task": "digits_logreg", "partition": "iid", "partition_file": "who.npz", "wire_up": "half", "wire_down": "half",
-    "aggregator": "median", "server": "adam:lr=0.01", "clients": "9", "cohort": "4", "augment": "flip", "stats": "local",
-    "participation": "poisson", "rounds": "3", "target_accuracy": "0.3", "eval_every": "3", "population": "host", "client_state": "host",
+    "aggregator": "median", "attack": "sign-flip", "privacy": "dp-fedavg:noise=2", "server": "adam:lr=0.01", "clients": "9", "cohort": "4", "augment": "flip", "stats": "local",
+    "participation": "poisson", "schedule": "buffered:2", "graph": "full", "allow_untested": "true", "rounds": "3", "target_accuracy": "0.3", "eval_every": "3", "population": "host", "client_state": "host",
     "eval_clients": "1", "client_test": "0.5", "seed": "1", "data_seed": "1", "chunk": "2", "devices": "2", "model_devices": "2", "lanes": "16",
     "precision": "float32", "data_dir": "data", "cache_dir": "cache", "checkpoint_every": "7", "keep": "3", "max_segment_seconds": "2.5",
 }
@@ -146,16 +153,20 @@ def test_every_setting_reaches_the_runs(flag, program, monkeypatch, tmp_path):
     wanted, seen = configs.make({flag: VALUES[flag]}), []
     assert getattr(wanted, flag) != getattr(configs.make({}), flag)
     monkeypatch.setattr(train, "_train", lambda config: seen.append(config) or 0)
-    monkeypatch.setattr(series, "train", lambda cells, path: seen.append(cells[0].config) or {})
+    monkeypatch.setattr(series, "train", lambda cells, path, **more: seen.append(cells[0].config) or {})
+    monkeypatch.setattr(matrix, "places", lambda *_: [])
+    monkeypatch.setattr(matrix, "conclude", lambda *_: None)
     monkeypatch.setattr(series, "conclude", lambda *_: None)
     monkeypatch.setattr(partition, "scenes", lambda config: seen.append(config) or [])
-    for module, more in ((train, ()), (sweep, ()), (compare, ("--methods=fedavg",)), (partition, ())):
-        if (flag, module) == ("method", compare) or (module is partition and flag not in partition.CONFIG):
+    for module, more in ((train, ()), (sweep, ()), (compare, ("--methods=fedavg",)), (matrix, ("--shares=0", "--aggregators=mean")), (partition, ())):
+        if (flag, module) == ("method", compare) or (module is partition and flag not in partition.CONFIG) or (
+                module is matrix and flag in ("attack", "aggregator")):
             continue
         before = len(seen)
         status, _, err = program(module, f"--workdir={tmp_path / module.__name__}", f"--{flag}={VALUES[flag]}", *more)
         assert (status, err) == (0, "") and len(seen) == before + 1
-        assert dataclasses.replace(seen[-1], options={}) == wanted, module.__name__
+        aggregator = {"aggregator": "mean"} if module is matrix else {}
+        assert dataclasses.replace(seen[-1], options={}) == dataclasses.replace(wanted, **aggregator), module.__name__
 
 
 @pytest.mark.parametrize("flag", bench.CONFIG)
@@ -177,7 +188,7 @@ def test_at_once_of_a_comparison(program, monkeypatch, tmp_path):
     """It is the argument of `many.each`, whose tests show the rest."""
     asked = []
 
-    def each(cells, *, at_once, report):
+    def each(cells, *, at_once, report, blended):
         asked.append(at_once)
         raise ValueError("enough")
 

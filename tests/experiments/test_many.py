@@ -13,7 +13,7 @@ from fedjax_lab.registry import method
 from fedjax_lab.types import Method, Record, Result
 
 FULL = {"batch_size": "full"}  # compiles fast
-SMALL = {"task": "digits_logreg", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
+SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
 SHOWN = ("fedprox", "scaffold")  # in the default matrix
 

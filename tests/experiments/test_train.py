@@ -83,13 +83,18 @@ EFFECTS = {
     "wire_up": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_up")], column(b, "bytes_up")) or same(column(a, "bytes_down"), column(b, "bytes_down"))),
     "wire_down": ("half", lambda a, b: same([x / 2 for x in column(a, "bytes_down")], column(b, "bytes_down")) or same(column(a, "bytes_up"), column(b, "bytes_up"))),
     "aggregator": ("median", lambda a, b: differ(a.rows[1:], b.rows[1:])),
+    "attack": ("sign-flip:1,scale=1", lambda a, b: same(a.rows[0]["test_loss"], b.rows[0]["test_loss"])
+               or differ(b.rows[-1]["test_loss"] > b.rows[0]["test_loss"], a.rows[-1]["test_loss"] > a.rows[0]["test_loss"])),
+    "privacy": ("dp-fedavg:noise=2,clip=0.1", lambda a, b: same(["epsilon" in row for row in a.rows], [False] * 3)
+                or same(sorted(column(b, "epsilon")), column(b, "epsilon")) or same(column(b, "epsilon")[0], 0) or differ(*column(b, "epsilon")[1:])
+                or differ(a.rows[1:], b.rows[1:]) or same("epsilon at delta=1e-05 by RDP, uniform cohorts of 3 of 8" in b.out, True)),
     "server": ("adam:lr=0.01", lambda a, b: differ(a.rows[1:], b.rows[1:])),
     "augment": ("noise:0.5", lambda a, b: differ(a.rows[1:], b.rows[1:]) or same(a.rows[0]["test_loss"], b.rows[0]["test_loss"])),
     "population": ("disk", lambda a, b: same((plan_of(a)["population"], plan_of(b)["population"]), ("device", "streamed")) or same(a.rows, b.rows)),
     "client_state": ("host", lambda a, b: same((plan_of(a)["client_state"], plan_of(b)["client_state"]), ("device", "host")) or same(a.rows, b.rows)),
     "lanes": ("16", lambda a, b: same((plan_of(a)["lanes"], plan_of(b)["lanes"]), (8, 16)) or close(a, b)),
 }
-APART = {"partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_resume.py, test_model_axis.py, test_statistics.py
+APART = {"schedule", "graph", "allow_untested", "partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_schedules.py, test_gossip_cli.py, test_resume.py, test_model_axis.py, test_statistics.py
 
 
 def test_every_flag_is_tested():
@@ -143,7 +148,7 @@ def test_set(job, plain):
 def test_list(job):
     done = job("--list")
     assert done.status == 0 and not done.path.exists()
-    for name in (*sources.SOURCES, *models.MODELS, "quadratic", *scenario.ITEMS, *registry.catalog("participation"), *registry.catalog("method"), "client_optimizer"):
+    for name in (*sources.SOURCES, *models.MODELS, "quadratic", *scenario.ITEMS, *registry.catalog("participation"), *registry.catalog("schedule"), "gossip", *registry.catalog("graph"), *registry.catalog("method"), "client_optimizer"):
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.out), name
 
 

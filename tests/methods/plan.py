@@ -18,6 +18,7 @@ from fedjax_lab.types import Census, ClientData, Participation, Population, View
 class Turn(NamedTuple):
     """One client's part in one round: batches[t] are rows of `population.train.examples`, as an int array; key is what `local` gets.
 
+    staleness: how many rounds before this one it was sent the model;  factor: the schedule's.
     again: (*purposes, **work) -> batches of another pass, ordered by the key at the end of these purposes, of other work.
     """
 
@@ -25,6 +26,8 @@ class Turn(NamedTuple):
     batches: list[np.ndarray]
     key: jax.Array
     again: Callable[..., list[np.ndarray]]
+    staleness: int = 0
+    factor: float = 1.0
 
 
 def rounds(population: Population, participation: Participation, work: local.Work, root: jax.Array, count: int, phase: int = 0) -> list[list[Turn]]:
@@ -34,8 +37,10 @@ def rounds(population: Population, participation: Participation, work: local.Wor
         key = keys.for_round(root, jnp.int32(clock))
         draw = participation.draw(keys.purpose(key, "cohort"), state, jnp.int32(clock))
         state = draw.state
-        cohort = sorted((int(i), int(a)) for i, m, a in zip(draw.ids, draw.mask, draw.allowance) if m)
-        plans.append([turn(population, work, key, i, a, phase) for i, a in cohort])
+        base, factor = (np.broadcast_to(x, draw.ids.shape) for x in (clock if draw.base is None else draw.base, draw.factor))
+        cohort = sorted((int(i), int(a), int(b), float(f)) for i, m, a, b, f in zip(draw.ids, draw.mask, draw.allowance, base, factor) if m)
+        plans.append([turn(population, work, keys.for_round(root, jnp.int32(b)), i, a, phase)._replace(staleness=clock - b, factor=f)
+                      for i, a, b, f in cohort])
     return plans
 
 
@@ -70,6 +75,11 @@ def at(key: jax.Array, *path: str | int) -> jax.Array:
     for step in path:
         key = keys.purpose(key, step) if isinstance(step, str) else jax.random.fold_in(key, step)
     return key
+
+
+def key_of(seed: np.ndarray) -> jax.Array:
+    """The key of a seed that was drawn."""
+    return jax.random.key(jnp.asarray(seed))
 
 
 def drawn(kind: str, key: jax.Array, path: tuple[str | int, ...], *args: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ from fedjax_lab.types import Aux, Population, Stream, Task
 SIZES = np.array([3, 17, 1, 8, 12, 5, 10])
 COHORT = 4
 ROOT = 7
-FEATURES, HIDDEN, CLASSES, DIM = 5, 4, 3, 6
+FEATURES, HIDDEN, CLASSES, DIM, PUBLIC = 5, 4, 3, 6, 15
 
 
 class Problem(NamedTuple):
@@ -42,6 +42,11 @@ class Problem(NamedTuple):
     features: Callable | None
     pullback: Callable | None
     curvature: Callable
+
+    @property
+    def public(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [P, 5] and labels [P] that everybody has."""
+        return self.population.public["x"].astype(np.float64), self.population.public["y"]
 
     @property
     def clients(self) -> int:
@@ -111,10 +116,10 @@ class Normed(nn.Module):
         return nn.Dense(CLASSES)(jnp.tanh(z))
 
 
-def _population(examples: dict[str, np.ndarray], counts: np.ndarray) -> Population:
+def _population(examples: dict[str, np.ndarray], counts: np.ndarray, public: dict[str, np.ndarray] | None = None) -> Population:
     offset = np.concatenate([[0], np.cumsum(SIZES)[:-1]]).astype(np.int32)
     stream = Stream(examples, offset, SIZES.astype(np.int32))
-    return Population(stream, stream, counts.astype(np.float32))
+    return Population(stream, stream, counts.astype(np.float32), public=public or {})
 
 
 @functools.cache
@@ -136,7 +141,10 @@ def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
     m, n = int(SIZES.sum()), len(SIZES)
     owner = np.repeat(np.arange(n), SIZES)
     y = np.array([rng.choice(CLASSES, p=np.roll([0.7, 0.2, 0.1], i)) for i in owner], np.int32)
-    x = (rng.normal(size=(m, FEATURES)) + 1.2 * rng.normal(size=(CLASSES, FEATURES))[y]).astype(np.float32)
+    noise, centers = rng.normal(size=(m, FEATURES)), 1.2 * rng.normal(size=(CLASSES, FEATURES))
+    x = (noise + centers[y]).astype(np.float32)
+    of_all = rng.integers(0, CLASSES, PUBLIC).astype(np.int32)
+    public = {"x": (rng.normal(size=(PUBLIC, FEATURES)) + centers[of_all]).astype(np.float32), "y": of_all}
     counts = np.stack([np.bincount(y[owner == i], minlength=CLASSES) for i in range(n)])
     first = plan.first_params(task, jax.random.key(ROOT))
     flat, unravel = ravel_pytree(first)
@@ -168,7 +176,7 @@ def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
         return double(pull(single(v), batch(rows), padded))
 
     return Problem(
-        task, _population({"x": x, "y": y}, counts), double(flat), SIZES,
+        task, _population({"x": x, "y": y}, counts, public), double(flat), SIZES,
         gradient=lambda v, rows: double(grad(single(v), batch(rows))),
         loss=lambda v, rows: float(loss(single(v), batch(rows))),
         features=lambda v, rows: double(z(single(v), batch(rows)))[: len(rows)],

@@ -18,6 +18,7 @@ from fedjax_lab.parts.transforms.served import served
 from fedjax_lab.parts.wires.codes import chain
 from fedjax_lab.parts.wires.qsgd import qsgd
 from fedjax_lab.parts.wires.topk import topk
+from fedjax_lab.types import Census
 
 
 def end(method, **options):
@@ -81,10 +82,13 @@ PARTICIPATIONS = ("uniform", "poisson", "bernoulli:0.5", "cyclic", "weighted", "
 
 def fitting():
     """Methods that train a quadratic with part of the clients."""
-    names = []
+    names, people = [], bench.population()
+    census = Census(people.clients, people.train.size)
     for name, factory in registry.catalog("method").items():
         try:
-            if "participation" not in bench.make(name).info.refuses:
+            method = bench.make(name)
+            jax.eval_shape(lambda key: method.init_server(key, bench.TASK.init(key), census), jax.random.key(0))
+            if "participation" not in method.info.refuses:
                 names.append(name)
         except ValueError:
             assert factory.info.name

@@ -18,9 +18,13 @@ import problem as problems
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from fedjax_lab import keys, registry
-from fedjax_lab.engine import mesh, sync
+from fedjax_lab import keys, registry, schedules, spec
+from fedjax_lab.engine import gossip, mesh, sync
+from fedjax_lab.events import Arrival, Update
 from fedjax_lab.parts.cohorts.uniform import uniform
+from fedjax_lab.parts.mixing import links
+from fedjax_lab.parts.mixing.text import from_text as graph_of
+from fedjax_lab.parts.schedules.replay import replay
 from fedjax_lab.types import ClientData, View
 
 ROUNDS = 6
@@ -31,12 +35,13 @@ QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level":
 LOOP = {"classifier": {"lr": 0.1, "epochs": 2, "batch_size": 4}, "bowl": {"lr": 0.1, "epochs": 5, "batch_size": "full"}}
 LOOP["gaps"] = LOOP["regression"] = LOOP["bowl"]
 LOOP["normed"] = LOOP["classifier"]
+LOOP["late"] = LOOP["bowl"]  # uploads of several ages and factors, one without a step, and in the fourth update none
 WORK = ("epochs", "local_steps", "batch_size")
-PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed}
-FAMILIES = ("optimization", "baselines", "personalization", "aggregation")
-FROM_HERE = ("observed", "everyone", "evaluation", "coins", "own", "root")  # what an oracle is given by `oracle`, and no option
+PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed, "late": problems.bowl}
+FAMILIES = ("optimization", "baselines", "personalization", "aggregation", "distillation", "representation", "modalities", "communication", "schedules", "decentralized", "trust")
+FROM_HERE = ("observed", "everyone", "evaluation", "coins", "own", "root", "weights")  # what an oracle is given by `oracle`, and no option
 SEVERAL = ("ifca",)  # whose server holds several models
-EVERYBODY = ("fedlin",)  # what needs full participation
+EVERYBODY = ("fedlin", "rffl")  # what needs full participation
 
 ORACLES = {p.stem.replace("_", "-"): importlib.import_module(f"oracles.{p.stem}")
            for p in sorted((pathlib.Path(__file__).parent / "oracles").glob("[a-z]*.py"))}
@@ -67,7 +72,34 @@ CASES = {
     "fedbn": [("normed", {}), ("gaps", {"weighting": "examples"})],
     "feddisco": [("classifier", {}), ("classifier", {"metric": "l2", "a": 0.8, "b": 0.05, "target": (0.5, 0.3, 0.2)}),
                  ("classifier", {"metric": "cosine", "a": 1.0, "b": 0.0}), ("classifier", {"a": 50.0, "b": 0.0})],
+    "fedfn": [("classifier", {"local_steps": 5}), ("classifier", {"local_steps": 6, "length": 3.0, "tau": 0.5, "weighting": "uniform"})],
+    "fedwon": [("classifier", {"clip": 0.1}), ("classifier", {"clip": 0.16, "last": "2", "weighting": "uniform"}), ("gaps", {})],
+    "fedetf": [("classifier", {"lr": 0.02, "head": "2", "tune_turns": 2}),
+               ("classifier", {"head": "2", "temperature": 3.0, "tune_turns": 3, "tune_epochs": 1, "head_lr": 0.05, "projection_lr": 0.02,
+                               "seed": 4, "weighting": "uniform", "client_optimizer": "sgd"})],
+    "fetchsgd": [("bowl", {"size": 3.0, "share": 0.5, "local_steps": 2}),
+                 ("classifier", {"size": 2.0, "share": 0.2, "rows": 3, "momentum": 0.5, "server_lr": 0.7, "clear": "subtract", "seed": 3,
+                                 "local_steps": 4, "weighting": "uniform"}), ("gaps", {"size": 5.0, "share": 0.34, "local_steps": 3})],
+    "fedkseed": [("bowl", {"seeds": 6, "eps": 0.5, "lr": 0.02, "local_steps": 4}),
+                 ("gaps", {"seeds": 5, "eps": 0.5, "lr": 0.02, "local_steps": 3, "pro": True, "limit": 3.0, "weighting": "uniform"})],
+    "powersgd": [("classifier", {"rank": 1}), ("classifier", {"rank": 1, "memory": "mean", "weighting": "uniform"}),
+                 ("classifier", {"ratio": 0.5, "memory": "none"}), ("gaps", {})],
+    "fedpara": [("classifier", {"ordinary": "w2"}),
+                ("classifier", {"ordinary": "2", "form": "low_rank", "share": 0.5, "start": "matched", "weighting": "uniform"}),
+                ("classifier", {"ordinary": "2", "form": "shifted", "lr": 0.02})],
+    "pfedpara": [("classifier", {"ordinary": "2", "lr": 0.02}), ("classifier", {"ordinary": "w2", "share": 0.0, "start": "matched", "weighting": "uniform"})],
+    "foolsgold": [("classifier", {}), ("bowl", {"divide": "clients", "server_lr": 0.5}), ("gaps", {})],
+    "rffl": [("classifier", {}), ("classifier", {"alpha": 0.5, "bound": 0.05, "patience": 2})],
+    "qffl": [("classifier", {}), ("bowl", {"q": 2.0}), ("gaps", {"q": 0.5})],
     "l-dawa": [("classifier", {}), ("classifier", {"warmup": 0}), ("gaps", {"warmup": 1})],
+    "fedlaw": [("classifier", {}), ("classifier", {"form": "quad", "server_epochs": 25, "server_lr": 0.02, "server_batch": 15}),
+               ("classifier", {"order": "apart", "server_epochs": 16})],
+    "feddf": [("classifier", {"server_steps": 50}), ("classifier", {"server_lr": 0.01, "held_out": 0.0, "temperature": 2.0, "server_steps": 30, "server_batch": 15}),
+              ("classifier", {"server_lr": 0.02, "held_out": 0.6, "patience": 25})],
+    "fedmd": [("classifier", {"lr": 0.01, "client_optimizer": "adam", "sample": 15}),
+              ("classifier", {"lr": 0.01, "client_optimizer": "adam", "digest_epochs": 3, "digest_lr": 0.005, "digest_batch": 15, "public_epochs": 0,
+                              "public_batch": 15})],
+    "knfu": [("classifier", {}), ("classifier", {"beta": 1.0, "temperature": 2.0, "dist": "variation", "nearest": 2, "tune_epochs": 3, "tune_batch": 15})],
     "fedavgm": [("classifier", {}), ("bowl", {"beta": 0.7, "nesterov": True, "server_lr": 0.5}),
                 ("bowl", {"form": "ema", "weighting": "uniform"})],
     "fedadagrad": [("classifier", {}), ("bowl", SERVER)],
@@ -121,13 +153,47 @@ CASES = {
     "fedimpro": [("classifier", {"ramp": 3.0}),
                  ("classifier", {"ramp": 2.0, "cap": False, "omega": 0.3, "sigma_max": 0.5, "statistics": "pooled", "noise": 0.05}),
                  ("classifier", {"ramp": 4.0, "mix": "blended", "batch_size": "full", "weighting": "uniform"})],
+    "fedasync": [("late", {}), ("late", {"variant": "delta", "alpha": 0.9, "a": 1.0, "rho": 0.5}), ("classifier", {"rho": 0.5}),
+                 ("late", {"staleness": "hinge", "a": 10.0, "b": 1.0}), ("late", {"staleness": "constant"})],
+    "fedbuff": [("late", {}), ("late", {"server_lr": 1.0, "beta": 0.3, "a": 1.0}), ("classifier", {"server_lr": 0.5}),
+                ("late", {"staleness": "hinge", "a": 10.0, "b": 1.0, "server_lr": 1.0})],
+    "fedfix": [("late", {}), ("late", {"weights": "identical", "server_lr": 0.5}), ("classifier", {})],
+    "fedcompass": [("late", {"client_optimizer": "sgd", "a": 1.0}), ("late", {"client_optimizer": "momentum:0.5", "alpha": 0.5}),
+                   ("late", {"client_optimizer": "sgd", "staleness": "hinge", "a": 10.0, "b": 1.0})],
+    "favano": [("late", {}), ("classifier", {"local_steps": 3})],
+    "monna": [("classifier", {"local_steps": 1, "beta": 0.5}), ("bowl", {"local_steps": 3, "share": 0.4, "beta": 0.7}), ("gaps", {"local_steps": 1, "share": 0.0, "beta": 0.3})],
+    "dpsgd": [("classifier", {"local_steps": 1}), ("bowl", {"local_steps": 3}), ("gaps", {"local_steps": 1})],
+    "dfedavgm": [("classifier", {"theta": 0.5}), ("bowl", {}), ("gaps", {"theta": 0.3})],
+    "dfedsam": [("classifier", {}), ("gaps", {"rho": 0.3, "momentum": 0.5})],
+    "dfedsam-mgs": [("classifier", {"rho": 0.1}), ("bowl", {"momentum": 0.5})],
     "rerce-fed": RERCE,
     "rerce-fed-clu": RERCE,
 }
 BOTH = [(slug, *case) for slug in ORACLES if slug in METHODS for case in CASES[slug]]
 
+LATE = [Update(t, tuple(Arrival(*a) for a in arrivals)) for t, arrivals in enumerate([
+    [(0, 0, 3, 1.0), (3, 0, 5, 2.0)], [(1, 0, 2, 0.5), (4, 1, 0, 3.0), (2, 1, 2, 1.5)], [(5, 0, 4, 2.5)], [], [(3, 2, 5, 1.0), (6, 1, 2, 0.25)],
+    [(0, 1, 2, 4.0), (1, 5, 1, 1.0), (5, 3, 3, 0.75)]])]
+
+
+GRAPHS = {"classifier": "watts-strogatz:4,p=0.5", "bowl": "random:3", "gaps": "ring"}  # of what is published for gossip
+GOSSIPED = [slug for slug, factory in METHODS.items() if factory.info.schedule.startswith(schedules.GOSSIP)]
+
+
+def graph(name: str):
+    return graph_of(GRAPHS[name], len(problems.SIZES), 0)
+
+
+def weights(name: str) -> list[np.ndarray]:
+    """The gossip matrix of every round."""
+    topology, rounds = graph(name), [keys.for_round(jax.random.key(problems.ROOT), jnp.int32(t)) for t in range(ROUNDS)]
+    arrays = jax.tree.map(jnp.asarray, topology.arrays)
+    return [links.dense(topology.at(arrays, keys.purpose(key, "graph"), jnp.int32(t))) for t, key in enumerate(rounds)]
+
 
 def participation(name: str, cohort: int = problems.COHORT):
+    if name == "late":
+        return replay(LATE)
     drawn = uniform(len(problems.SIZES), cohort)
     if name in ("classifier", "normed"):
         return drawn
@@ -177,6 +243,7 @@ def oracle(slug: str, name: str, options: dict, cohort: int = problems.COHORT, o
     here["own"] = [] if own is None else own
     asked = inspect.signature(module.run).parameters
     given |= {k: v for k, v in here.items() if k in asked}
+    given |= {"weights": weights(name)} if "weights" in asked else {}
     if "evaluation" in asked:
         given["evaluation"] = evaluation(name, **work)
     phase = module.phase(**options) if hasattr(module, "phase") else 0
@@ -187,13 +254,19 @@ def engine(slug: str, name: str, options: dict, cohort: int = problems.COHORT, r
     """The server's models, round by round; to `own` the clients' own [N, d] are added, of a method that has them."""
     problem = PROBLEMS[name]()
     method = registry.make(slug, problem.task, **{**LOOP[name], **options})
-    sim = sync.build(problem.task, method, problem.population, participation(name, cohort), mesh=mesh.make(1), chunk=2, length=1)
+    seats, rounds_of = participation(name, cohort), None
+    if slug in GOSSIPED:
+        _, positional, values = spec.parse(METHODS[slug].info.schedule)
+        rounds_of = gossip.schedule(graph(name), **spec.bind(schedules.mixing, positional, values))
+        seats = gossip.seating(seats, problem.clients)
+    sim = sync.build(problem.task, method, problem.population, seats, mesh=mesh.make(1), chunk=2, length=1, schedule=rounds_of)
     state, history = sim.init(sim.world, jax.random.key(problems.ROOT)), []
     segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
     personal = jax.jit(functools.partial(owned, method), compiler_options=QUICK)
     for clock in range(rounds):
         state, _ = segment(sim.world, state, jnp.int32(clock), jnp.int32(1))
-        models = jax.vmap(flat)(state.server).ravel() if slug in SEVERAL else flat(method.deploy(state.server))
+        several = state.server.server if slug in GOSSIPED else state.server if slug in SEVERAL else None
+        models = flat(method.deploy(state.server)) if several is None else jax.vmap(flat)(several).ravel()
         history.append(np.array(models, np.float64))
         if own is not None and method.personal:
             own.append(np.array(personal(sim.world.population, state.server, state.clients), np.float64))
@@ -226,14 +299,14 @@ def close(actual, expected, **tolerance):
 def test_the_engine_equals_the_oracle(slug, name, options):
     cohort = len(problems.SIZES) if slug in EVERYBODY else problems.COHORT
     mine, theirs = [], []
-    personal = METHODS[slug].info.family == "personalization"
+    personal = "own" in inspect.signature(ORACLES[slug].run).parameters
     actual = engine(slug, name, options, cohort, own=mine if personal else None)
     expected = oracle(slug, name, options, cohort, actual, theirs)
     assert len(mine) == len(theirs) == ROUNDS * personal
     actual, expected = ([np.concatenate([x, *models]) for x, models in itertools.zip_longest(*found, fillvalue=())]
                         for found in ((actual, mine), (expected, theirs)))
     moves = [np.abs(b - a).max() for a, b in itertools.pairwise([np.resize(PROBLEMS[name]().start, expected[0].shape), *expected])]
-    still = (name == "gaps") + ROUNDS // 2 * (options.get("p") == "sequential")
+    still = (name in ("gaps", "late")) + ROUNDS // 2 * (options.get("p") == "sequential")
     assert np.sum(np.array(moves) > 1e-3) >= ROUNDS - still
     close(actual, expected, rtol=5e-5, atol=2e-6)
 
@@ -306,6 +379,15 @@ REDUCTIONS = [
     ("fedbn", {}, "fedavg", ALIKE, 4, {}),
     ("feddisco", {"a": 0.0, "b": 0.0}, "fedavg", {}, 4, {}),
     ("l-dawa", {"warmup": ROUNDS}, "fedavg", {}, 4, {}),
+    ("dfedsam", {"rho": 0.0}, "dfedavgm", {}, 4, {}),
+    ("dfedsam", {"rho": 0.0, "momentum": 0.0}, "dfedavgm", {"theta": 0.8}, 4, {"local_steps": 1}),
+    ("fedlaw", {"server_epochs": 0}, "fedavg", {}, 4, {}),
+    ("feddf", {"server_steps": 0}, "fedavg", {}, 4, {}),
+    ("feddf", {}, "fedavg", {}, 1, {}),  # the only teacher agrees with the student
+    ("qffl", {"q": 0.0}, "fedavg", ALIKE, 4, {}),
+    ("fedwon", {"clip": 0.0}, "fedavg", {}, 4, {}),
+    ("powersgd", {"ratio": 1e9}, "fedavg", {}, 4, {}),
+    ("fetchsgd", {"share": 1.0, "size": 1e4, "momentum": 0.7, "clear": "subtract"}, "fedavgm", {"beta": 0.7}, 4, {"local_steps": 3}),
 ]
 ALONE = {"who": "sampled"}
 OWN = [  # of the clients' own models

@@ -7,6 +7,7 @@ weights=equal; by default the weights that the method gives are honored.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -22,7 +23,7 @@ PAPER = "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rate
 Weights = Literal["honored", "equal"]
 
 
-def _by_coordinate(combine: Callable[[jax.Array, jax.Array], jax.Array], weights: Weights) -> Stacked:
+def _by_coordinate(combine: Callable[[jax.Array, jax.Array], jax.Array], weights: Weights, tolerates: Callable[[int], int]) -> Stacked:
     """A rule from combine (v [S, ...] ascending, w of the same shape) -> [...]; unheard entries come last with weight 0."""
 
     def leaf(v, w):
@@ -36,7 +37,7 @@ def _by_coordinate(combine: Callable[[jax.Array, jax.Array], jax.Array], weights
     def rule(stack, weight, cohort):
         return jax.tree.map(leaf, stack, rules.spread(weight, stack))
 
-    return Stacked(rule)
+    return Stacked(rule, tolerates=tolerates)
 
 
 @part(kind="aggregator", family="trust", paper=PAPER, year=2018)
@@ -53,7 +54,7 @@ def median(*, weights: Weights = "honored") -> Stacked:
         low, high = (jnp.take_along_axis(v, i[None], 0)[0] for i in at)
         return jnp.where(low == high, low, low + (high - low) / 2)
 
-    return _by_coordinate(combine, weights)
+    return _by_coordinate(combine, weights, lambda n: max((n - 1) // 2, 0))
 
 
 @part(kind="aggregator", family="trust", paper=PAPER, year=2018)
@@ -73,4 +74,4 @@ def trimmed_mean(beta: Annotated[float, Range(0, 0.5, open="high")] = 0.1, *, f:
         kept = jnp.where((rank >= b) & (rank < n - b), w, 0)
         return jnp.sum(jnp.where(kept > 0, kept * v, 0), 0) / jnp.where(n > 0, jnp.sum(kept, 0), 1)
 
-    return _by_coordinate(combine, weights)
+    return _by_coordinate(combine, weights, lambda n: max(min(f or math.ceil(beta * n - 1e-6), (n - 1) // 2), 0))

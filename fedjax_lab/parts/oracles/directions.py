@@ -94,6 +94,16 @@ def full_loss_and_gradient(key: Key, task: Task, params: Tree, data: ClientData,
     return loop(plan, (0 * jnp.sum(plan.steps, dtype=jnp.float32), tree.zeros_like(params)), step)
 
 
+def full_loss(key: Key, task: Task, params: Tree, data: ClientData, work: Work) -> jax.Array:
+    """F_i(params), as in `full_gradient`."""
+    plan, share = _one_pass(key, data, work, True)
+
+    def step(t, key, batch, total):
+        return total + jnp.sum(batch["mask"]) * share * task.loss(params, batch, key)[0]
+
+    return loop(plan, 0 * jnp.sum(plan.steps, dtype=jnp.float32), step)
+
+
 def _one_pass(key: Key, data: ClientData, work: Work, wanted: Any) -> tuple[Batches, jax.Array]:
     """Batches that hold all of the client's examples once, whatever its allowance, or none; and one over the number of examples."""
     plan = batches(key, data._replace(allowance=jnp.int32(jnp.iinfo(jnp.int32).max)), work._replace(epochs=1, local_steps=0))

@@ -6,12 +6,13 @@ and its server never learns of the cut: the private leaves it holds stay what th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_lab import tree
+from fedjax_lab.parts.leaves import paths
 from fedjax_lab.types import Method, Phase, Task, Tree
 
 
@@ -30,12 +31,12 @@ class Cut(NamedTuple):
 
     def part(self, model: Tree, private: bool) -> dict[str, jax.Array]:
         """{path: leaf} of one part."""
-        return {path: leaf for path, leaf in _leaves(model).items() if self.private[path] == private}
+        return {path: leaf for path, leaf in paths(model).items() if self.private[path] == private}
 
     def join(self, shared: Mapping[str, jax.Array], private: Mapping[str, jax.Array]) -> Tree:
         """The model of two parts."""
         leaves = {**shared, **private}
-        return jax.tree.unflatten(jax.tree.structure(self.like), [leaves[path] for path in _leaves(self.like)])
+        return jax.tree.unflatten(jax.tree.structure(self.like), [leaves[path] for path in paths(self.like)])
 
     def shared_only(self, shared: Mapping[str, jax.Array]) -> Tree:
         """A model with zeros for private leaves."""
@@ -49,11 +50,7 @@ def cut(task: Task, private: Callable[[Tree], Tree]) -> Cut:
       private: (params) -> bools of the same structure, such as `leaves.named`; it sees shapes only.
     """
     like = jax.eval_shape(task.init, jax.random.key(0))
-    return Cut(like, {path: bool(mark) for path, mark in _leaves(private(like)).items()})
-
-
-def _leaves(model: Tree) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return Cut(like, {path: bool(mark) for path, mark in paths(private(like)).items()})
 
 
 def split(method: Method, halves: Cut) -> Method:

@@ -50,3 +50,24 @@ def first_gradients(problem) -> list[np.ndarray]:
 def table(problem) -> list[np.ndarray]:
     """A row of zeros per client."""
     return [np.zeros_like(problem.start) for _ in range(problem.clients)]
+
+
+class Adam:
+    """With bias correction, on a flat vector."""
+
+    def __init__(self, size, b1=0.9, b2=0.999, eps=1e-8):
+        self.m, self.v, self.t, self.b1, self.b2, self.eps = np.zeros(size), np.zeros(size), 0, b1, b2, eps
+
+    def step(self, g):
+        self.t += 1
+        self.m = self.b1 * self.m + (1 - self.b1) * g
+        self.v = self.b2 * self.v + (1 - self.b2) * g**2
+        return self.m / (1 - self.b1**self.t) / (np.sqrt(self.v / (1 - self.b2**self.t)) + self.eps)
+
+
+def activated(w: np.ndarray, cohort) -> np.ndarray:
+    """A symmetric W among the nodes of the cohort; the others hear themselves, and what is missing in a row is on the diagonal."""
+    active = np.zeros(len(w))
+    active[[turn.client for turn in cohort]] = 1
+    off = np.outer(active, active) * (w - np.diag(np.diag(w)))
+    return off + np.diag(1 - off.sum(1))

@@ -1,0 +1,8 @@
+"""DFedSAM-MGS: DFedSAM with four gossip steps a round."""
+from __future__ import annotations
+
+from oracles import dfedsam
+
+
+def run(problem, turns, *, lr, weights, rho=0.01, momentum=0.9):
+    return dfedsam.rounds(problem, turns, lr, weights, rho, momentum, 4)
