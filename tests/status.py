@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 
 from fedjax_lab import registry
 
@@ -38,8 +39,9 @@ def _tests(name: str) -> list[str]:
     module = registry.catalog()[name].__module__.rsplit(".", 1)[-1]
     found = {p.name for stem in (module, name.replace("-", "_")) for p in TESTS.glob(f"*/test_{stem}.py")}
     if not found:
-        word = name.replace("-", "_")
-        found = {p.name for p in (TESTS / "parts").glob("test_*.py") if word in p.read_text()}
+        folders = ("engine", "methods") if registry.catalog()[name].info.kind == "method" else ("parts",)
+        files = (p for folder in folders for p in (TESTS / folder).glob("test_*.py") if p.stem != "test_oracles")
+        found = {p.name for p in files if re.search(rf"\b({name}|{name.replace('-', '_')})\b", p.read_text())}
     return sorted(found)
 
 

@@ -9,7 +9,7 @@ from experiments.claims.scenarios import Clients
 
 CONSENSUS = final("consensus_distance", "consensus distance after the last round", higher=False)
 NODES = final("personal_client_test_accuracy_mean", "mean over the nodes of their models' accuracy on the central test set, %", higher=True, scale=100)
-RATES = {"lr": (0.0316, 0.1)}
+RATES = {"lr": (0.0316, 0.1, 0.316)}
 
 
 def alike(make: Clients) -> Clients:
@@ -46,7 +46,7 @@ def step_by_step() -> list[Claim]:
 def sharpness() -> list[Claim]:
     ring = peers(60, 16, "dirichlet:0.3", 4000, "ring", local_steps=10, batch_size=32)._replace(reduced="a CNN")
     sam, mgs = (Side(name, {"lr": 0.05}, {}) for name in ("dfedsam", "dfedsam-mgs"))
-    return [Claim("dfedsam/ring", Side("dfedsam", {}, {**RATES, "rho": (0.01, 0.05)}), Side("dfedavgm", {}, RATES), ring, NODES, Margin("plus", 1)),
+    return [Claim("dfedsam/ring", Side("dfedsam", {}, {**RATES, "rho": (0.002, 0.01, 0.05)}), Side("dfedavgm", {}, RATES), ring, NODES, Margin("plus", 1)),
             Claim("dfedsam-mgs/consensus", mgs, sam, ring, CONSENSUS, Margin("times", 1 / 0.3))]
 
 

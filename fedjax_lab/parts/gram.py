@@ -57,6 +57,12 @@ def norms(stack: Tree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(_rows(v)), 1) for v in jax.tree.leaves(stack)))
 
 
+def products(stack: Tree, point: Tree) -> jax.Array:
+    """[S] inner products with a point, a tree without the leading axis."""
+    pairs = zip(jax.tree.leaves(stack), jax.tree.leaves(point), strict=True)
+    return sum(jnp.matmul(_rows(v), _rows(p[None])[0], precision="highest") for v, p in pairs)
+
+
 def distance_to(stack: Tree, point: Tree) -> jax.Array:
     """[S] distances to a point, a tree without the leading axis."""
     return norms(jax.tree.map(lambda v, p: v - p, stack, point))
@@ -90,4 +96,4 @@ def _aside(by: jax.Array, v: jax.Array) -> jax.Array:
     return by.reshape(-1, *[1] * (v.ndim - 1))
 
 
-__all__ = ["combined", "distance_to", "distances", "gram", "norms", "ranks", "scaled", "shares", "there"]
+__all__ = ["combined", "distance_to", "distances", "gram", "norms", "products", "ranks", "scaled", "shares", "there"]

@@ -58,6 +58,7 @@ def test_the_run_of_the_device(how, tmp_path):
     assert strip[0] == strip[1]
 
 
+@pytest.mark.full
 def test_any_source_may_lie_on_disk(tmp_path):
     settings = {**RUN, "task": "digits_logreg", "partition": "dirichlet:0.3", "clients": 40, "cache_dir": str(tmp_path)}
     there, away = (fedjax_lab.train(**settings, population=p) for p in ("device", "disk"))

@@ -87,7 +87,7 @@ def test_a_sweep_compiles_one_lean_program_for_all_its_calls(dumped, tmp_path):
 
 def test_a_sweep_moves_nothing_between_host_and_device(tmp_path):
     group = many._prepare(cells(cache_dir=str(tmp_path)), tiny.task(), tiny.population(), None)
-    arguments = (group.batch.world, *many._arguments(group.cells, group.names, group.size))
+    arguments = (group.batch.world, *many._arguments(group, group.cells, group.names))
     program = group.batch.run.lower(*arguments).compile()
     arguments = jax.device_put(arguments, program.input_shardings[0])
     with jax.transfer_guard("disallow"):

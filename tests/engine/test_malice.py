@@ -103,6 +103,7 @@ def test_forging_replaces_members_uploads_and_no_other_bit():
         assert same(bad[client], tree.scale(-3.0, upload) if members[client] else upload)
 
 
+@pytest.mark.full
 def test_poison_is_the_members_own_data_changed():
     """Members train on other labels: as if their examples had them."""
     honest, bad, members = stack_seen(), stack_seen(LABELS), who(attacked(LABELS))

@@ -55,6 +55,7 @@ def test_the_same_bits_as_on_the_device(how):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[met], b[met]), rows, whole)
 
 
+@pytest.mark.full
 def test_personal_models_of_a_streamed_population():
     people, method = tiny.population(), registry.make("fedavgft", TASK, lr=0.1, batch_size=4)
     expected, records = (trained(method, people, eval_clients=3, **how)[2] for how in ({}, {"streamed": True}))

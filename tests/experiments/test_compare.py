@@ -51,7 +51,7 @@ def imagined(monkeypatch):
         best = {"fedavg": 0.1, "fedprox": 0.5, "scaffold": 0.2}[config.method]
         return 0.8 - abs(math.log10(config.options.get("lr", 0.1) / best)) / 10 + (config.seed % 7) / 100
 
-    def each(cells, *, at_once, report):
+    def each(cells, *, at_once, report, blended):
         prepared = run.prepare(cells[0]) if cells else None
         for at, config in enumerate(cells):
             asked.append(config)

@@ -26,6 +26,7 @@ def test_the_graph_is_a_setting(job):
     assert "nodes' models: mean squared distance to their average" in done["ring"].out and "consensus distance" in done["ring"].out
 
 
+@pytest.mark.full
 def test_a_global_method_runs_when_that_is_allowed(job):
     refused = job("--method=scaffold", "--schedule=gossip", base=BASE)
     assert refused.status == 2 and refused.err == (

@@ -49,6 +49,7 @@ def lines(folder):
         return {(line["attack"], float(line["share"]), line["aggregator"]): line for line in csv.DictReader(file)}
 
 
+@pytest.mark.full
 def test_every_cell_is_the_run_alone(program, folder):
     program(matrix, *MATRIX, f"--workdir={folder}")
     found = lines(folder)

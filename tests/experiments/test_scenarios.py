@@ -66,6 +66,7 @@ def test_an_embedded_scenario_reaches_its_number(name, job):
     assert predicts(done)
 
 
+@pytest.mark.full
 def test_the_program_measures_and_writes(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.flags").write_text("# A try.\n--task=digits_logreg\n--cohort=5\n--rounds=2\n--eval_every=1\n")
     (tmp_path / "wrong.flags").write_text("# Cannot run.\n--task=digits_logreg\n--cohort=1000\n")

@@ -86,6 +86,7 @@ def test_rounds_belong_to_the_schedule(job, tmp_path):
     assert longer.status == 2 and "rounds: 2 -> 3, which the schedule was rolled out for" in longer.err
 
 
+@pytest.mark.full
 def test_many_seeds_give_what_each_gives_alone(programs, monkeypatch):
     jax.devices()
     monkeypatch.setenv("XDG_CACHE_HOME", str(programs))

@@ -156,7 +156,8 @@ def test_help():
     done = subprocess.run([sys.executable, "-m", "experiments.train", "--help"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     shown = " ".join(done.stdout.split())
     for field in configs.fields():
-        assert f"--{field.name}: {' '.join(field.metadata['help'].split())} (default: {field.default})" in shown, field.name
+        flag = f"--{'[no]' * isinstance(field.default, bool)}{field.name}"
+        assert f"{flag}: {' '.join(field.metadata['help'].split())} (default: {field.default})" in shown, field.name
     assert all(f"{name}:" in shown for name in ("--set", "--workdir", "--resume", "--[no]list"))
 
 

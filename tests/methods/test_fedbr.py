@@ -81,6 +81,7 @@ def test_the_projector_lowers_what_the_model_raises():
     assert log_ratio(D) < log_ratio(server.projector)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["mean", "mixture"])
 def test_it_learns(mode):
     before, after = (end("fedbr", rounds=r, mode=mode, lr=0.3)[1].evaluation["test_loss"] for r in (1, 8))

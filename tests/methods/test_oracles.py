@@ -39,7 +39,7 @@ LOOP["late"] = LOOP["bowl"]  # uploads of several ages and factors, one without 
 WORK = ("epochs", "local_steps", "batch_size")
 PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed, "late": problems.bowl}
 FAMILIES = ("optimization", "baselines", "personalization", "aggregation", "distillation", "representation", "modalities", "communication", "schedules", "decentralized", "trust")
-FROM_HERE = ("observed", "everyone", "evaluation", "coins", "own", "root", "weights")  # what an oracle is given by `oracle`, and no option
+FROM_HERE = ("observed", "everyone", "evaluation", "coins", "own", "root", "matrices")  # what an oracle is given by `oracle`, and no option
 SEVERAL = ("ifca",)  # whose server holds several models
 EVERYBODY = ("fedlin", "rffl")  # what needs full participation
 
@@ -72,6 +72,7 @@ CASES = {
     "fedbn": [("normed", {}), ("gaps", {"weighting": "examples"})],
     "feddisco": [("classifier", {}), ("classifier", {"metric": "l2", "a": 0.8, "b": 0.05, "target": (0.5, 0.3, 0.2)}),
                  ("classifier", {"metric": "cosine", "a": 1.0, "b": 0.0}), ("classifier", {"a": 50.0, "b": 0.0})],
+    "fltrust": [("classifier", {"batch_size": "full", "epochs": 3}), ("classifier", {"batch_size": "full", "epochs": 5, "server_lr": 0.5})],
     "fedfn": [("classifier", {"local_steps": 5}), ("classifier", {"local_steps": 6, "length": 3.0, "tau": 0.5, "weighting": "uniform"})],
     "fedwon": [("classifier", {"clip": 0.1}), ("classifier", {"clip": 0.16, "last": "2", "weighting": "uniform"}), ("gaps", {})],
     "fedetf": [("classifier", {"lr": 0.02, "head": "2", "tune_turns": 2}),
@@ -169,7 +170,8 @@ CASES = {
     "rerce-fed": RERCE,
     "rerce-fed-clu": RERCE,
 }
-BOTH = [(slug, *case) for slug in ORACLES if slug in METHODS for case in CASES[slug]]
+BOTH = [pytest.param(slug, *case, marks=pytest.mark.full if number else ())  # the first of a method's cases is in the default matrix
+        for slug in ORACLES if slug in METHODS for number, case in enumerate(CASES[slug])]
 
 LATE = [Update(t, tuple(Arrival(*a) for a in arrivals)) for t, arrivals in enumerate([
     [(0, 0, 3, 1.0), (3, 0, 5, 2.0)], [(1, 0, 2, 0.5), (4, 1, 0, 3.0), (2, 1, 2, 1.5)], [(5, 0, 4, 2.5)], [], [(3, 2, 5, 1.0), (6, 1, 2, 0.25)],
@@ -184,7 +186,7 @@ def graph(name: str):
     return graph_of(GRAPHS[name], len(problems.SIZES), 0)
 
 
-def weights(name: str) -> list[np.ndarray]:
+def matrices(name: str) -> list[np.ndarray]:
     """The gossip matrix of every round."""
     topology, rounds = graph(name), [keys.for_round(jax.random.key(problems.ROOT), jnp.int32(t)) for t in range(ROUNDS)]
     arrays = jax.tree.map(jnp.asarray, topology.arrays)
@@ -243,7 +245,7 @@ def oracle(slug: str, name: str, options: dict, cohort: int = problems.COHORT, o
     here["own"] = [] if own is None else own
     asked = inspect.signature(module.run).parameters
     given |= {k: v for k, v in here.items() if k in asked}
-    given |= {"weights": weights(name)} if "weights" in asked else {}
+    given |= {"matrices": matrices(name)} if "matrices" in asked else {}
     if "evaluation" in asked:
         given["evaluation"] = evaluation(name, **work)
     phase = module.phase(**options) if hasattr(module, "phase") else 0

@@ -13,6 +13,7 @@ from fedjax_lab import registry
 from fedjax_lab.methods.personalization.knfu import weights
 from fedjax_lab.parts import proxy
 from fedjax_lab.parts.aggregators.together import together
+from fedjax_lab.types import Cohort
 
 PROBLEM = classifier()
 
@@ -48,7 +49,7 @@ def test_a_stack_hides_what_was_not_heard():
     assert not stack.empty and together().combine(stack.uploads, 0 * weights, None).empty
 
 
-@pytest.mark.parametrize("name, demand", [("fedlaw", 1), ("feddf", 2), ("fedmd", 1), ("knfu", 1)])
+@pytest.mark.parametrize("name, demand", [("fedlaw", 1), ("feddf", 2), ("fedmd", 1), ("knfu", 1), ("fltrust", 1)])
 def test_without_public_examples_there_is_one_clear_line(name, demand):
     message = rf"'{name}' needs at least {demand} public examples, there are 0; split some off by --partition=public:500\+dirichlet:0.3"
     with pytest.raises(ValueError, match=message):
@@ -124,6 +125,37 @@ def test_fedmds_sample_is_fresh_and_the_same_for_all():
     scores = np.stack([said(None, {}, x, d).upload["scores"][0] for d in data])
     np.testing.assert_array_equal(scores[0::2], scores[1::2])
     assert len(np.unique(scores[0::2], axis=0)) > 1
+
+
+def trusted(uploads, own_steps=3):
+    """The step of FLTrust's server for these changes, and its own."""
+    method = make("fltrust", batch_size="full", epochs=own_steps)
+    w = jax.tree.map(jnp.asarray, PROBLEM.task.init(jax.random.key(0)))
+    public = jax.tree.map(jnp.asarray, PROBLEM.population.public)
+    cohort = bench_cohort(len(uploads), public)
+    stack = together().combine(jax.tree.map(lambda *x: jnp.stack(x), *uploads), jnp.ones(len(uploads)), cohort)
+    return jax.tree.map(jnp.subtract, method.serve(jax.random.key(1), w, {"model": stack}, cohort), w)
+
+
+def bench_cohort(slots, public):
+    return Cohort(jnp.arange(slots), jnp.ones(slots, bool), jnp.ones(slots, jnp.int32), jnp.ones(slots, jnp.int32), slots, jnp.int32(0), public=public)
+
+
+def test_fltrust_trusts_direction_alone():
+    w = PROBLEM.task.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(3), 3)
+    uploads = [jax.tree.map(lambda x, k=k: 0.1 * jax.random.normal(jax.random.fold_in(k, x.size), x.shape), w) for k in keys]
+    own = trusted([jax.tree.map(jnp.zeros_like, w)] * 2)
+    assert gap(own, jax.tree.map(jnp.zeros_like, w)) == 0  # nobody has a direction: the model stays
+    base = trusted(uploads)
+    assert gap(base, trusted([jax.tree.map(lambda x: 37.0 * x, uploads[0]), *uploads[1:]])) < 1e-6
+    with_own = trusted([*uploads, base, base])
+    flipped = trusted([*uploads, base, base, jax.tree.map(jnp.negative, base)])
+    assert gap(with_own, flipped) < 1e-6
+    alike = trusted([base] * 3)
+    twice = trusted([alike] * 2)
+    assert gap(alike, twice) < 1e-6  # the length is the server's own
+    assert float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(base)))) <= float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(alike)))) + 1e-6
 
 
 @pytest.mark.full

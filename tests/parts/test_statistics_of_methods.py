@@ -72,6 +72,7 @@ def fits(name: str) -> bool:
     return True
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", list(filter(fits, registry.catalog("method"))))
 def test_statistics_that_all_clients_agree_on_are_the_servers(name):
     """Whatever the rates, momenta, weights and control variates of the method."""

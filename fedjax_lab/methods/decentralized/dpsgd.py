@@ -7,7 +7,8 @@ Parallel Stochastic Gradient Descent", NeurIPS 2017, Algorithm 1.
     (2)  x_i^{t+1} = sum_j W_ij x_j^t - lr g_i             W symmetric, doubly stochastic, zero off the graph
 
 Keeps: the mean of the models follows SGD on the mean gradient, x_mean - lr mean_i g_i, whatever the graph.
-Reduces to: parallel minibatch SGD on a full graph with equal weights, from equal models; every node on its own with W = I.
+Reduces to: every node on its own with W = I; parallel minibatch SGD with gossip:order=after on a full graph with equal weights, from equal
+models, where (2) leaves each node one gradient of its own away from the others.
 Departs: mixing is the schedule's, published as gossip:order=beside, (2); gossip:order=after mixes x - lr g instead. A node without
 examples listens and is not listened to.
 """

@@ -5,9 +5,9 @@ import numpy as np
 from oracles._common import activated
 
 
-def run(problem, turns, *, lr, weights, theta=0.9):
+def run(problem, turns, *, lr, matrices, theta=0.9):
     x, history = np.tile(problem.start, (problem.clients, 1)), []
-    for cohort, w in zip(turns, weights, strict=True):
+    for cohort, w in zip(turns, matrices, strict=True):
         z = x.copy()
         for turn in cohort:
             before = y = x[turn.client]

@@ -5,13 +5,13 @@ import numpy as np
 from oracles._common import activated, ascended
 
 
-def run(problem, turns, *, lr, weights, rho=0.01, momentum=0.9):
-    return rounds(problem, turns, lr, weights, rho, momentum, 1)
+def run(problem, turns, *, lr, matrices, rho=0.01, momentum=0.9):
+    return rounds(problem, turns, lr, matrices, rho, momentum, 1)
 
 
-def rounds(problem, turns, lr, weights, rho, momentum, mixings):
+def rounds(problem, turns, lr, matrices, rho, momentum, mixings):
     x, history = np.tile(problem.start, (problem.clients, 1)), []
-    for cohort, w in zip(turns, weights, strict=True):
+    for cohort, w in zip(turns, matrices, strict=True):
         z = x.copy()
         for turn in cohort:
             y, v = x[turn.client], 0

@@ -5,9 +5,9 @@ import numpy as np
 from oracles._common import activated, sgd
 
 
-def run(problem, turns, *, lr, weights):
+def run(problem, turns, *, lr, matrices):
     x, history = np.tile(problem.start, (problem.clients, 1)), []
-    for cohort, w in zip(turns, weights, strict=True):
+    for cohort, w in zip(turns, matrices, strict=True):
         step = np.zeros_like(x)
         for turn in cohort:
             step[turn.client] = sgd(problem, x[turn.client], turn.batches, lr) - x[turn.client]

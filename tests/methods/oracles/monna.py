@@ -6,10 +6,10 @@ import math
 import numpy as np
 
 
-def run(problem, turns, *, lr, weights, beta=0.99, share=0.2):
+def run(problem, turns, *, lr, matrices, beta=0.99, share=0.2):
     n = problem.clients
     x, m, history = np.tile(problem.start, (n, 1)), np.zeros((n, len(problem.start))), []
-    for cohort, w in zip(turns, weights, strict=True):
+    for cohort, w in zip(turns, matrices, strict=True):
         active, y = [turn.client for turn in cohort], x.copy()
         for turn in cohort:
             i = turn.client
