@@ -39,7 +39,6 @@ def lowering(config: Config, method: Method, population: Population) -> tuple[Sc
                          f"{method.info.refuses['participation']}; choose --cohort={population.clients} and uniform")
     if name in registry.catalog("schedule"):
         return None, timed(config, method, population)
-    spec.choose("schedule", name, {**OWN, **registry.catalog("schedule")})
     return None, from_text(config.participation, population.clients, config.cohort)
 
 
@@ -117,12 +116,17 @@ def chosen(config: Config, method: Method) -> str:
     """The name of the schedule that --schedule names, or else of the method's own.
 
     Raises:
-      ValueError: it is not the method's own, and --allow_untested does not say that this is meant.
+      ValueError: there is none of that name; or it is not the method's own, and --allow_untested does not say that this is meant.
     """
+    name = spec.parse(config.schedule or _own(method.info.schedule)[0])[0]
+    try:
+        spec.choose("schedule", name, {**OWN, **registry.catalog("schedule")})
+    except ValueError as error:
+        raise ValueError(f"--schedule={config.schedule}: {error}") from None
     why = untested(config, method)
     if why and not config.allow_untested:
         raise ValueError(f"{why}; --allow_untested runs it all the same")
-    return spec.parse(config.schedule or _own(method.info.schedule)[0])[0]
+    return name
 
 
 def untested(config: Config, method: Method) -> str:

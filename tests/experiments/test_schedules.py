@@ -79,6 +79,12 @@ def test_what_does_not_go_together_is_one_line(job, flags, words):
     assert re.search(words, done.err), done.err
 
 
+def test_a_schedule_that_there_is_not_is_no_matter_of_permission(job):
+    done = job("--schedule=bufered:3")
+    assert done.status == 2 and done.err.startswith("error: --schedule=bufered:3: unknown schedule 'bufered'; valid: sync, gossip, ")
+    assert "did you mean 'buffered'" in done.err and done.err.count("\n") == 1
+
+
 def test_rounds_belong_to_the_schedule(job, tmp_path):
     folder = f"--workdir={tmp_path / 'run'}"
     assert job(*SYNC, "--rounds=2", folder).status == 0
