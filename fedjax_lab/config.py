@@ -33,6 +33,7 @@ class Config:
     server: str | None = _field(None, "the server optimizer that takes the step, such as adam:lr=0.01")
     clients: Count | None = _field(None, "number of clients; by default 100, or all natural ones")
     cohort: Count = _field(10, "clients in a round; on a virtual clock those in training (buffered, ticks, compass) or polled (polling)")
+    init: str | None = _field(None, "where the model starts: public:steps=600 (trained on the public examples first) or file:PATH[,fresh=head] (safetensors)")
     augment: str | None = _field(None, "changes of the training images, drawn anew in every step, joined by '+': crop:4+flip+rotate:15+noise:0.1")
     stats: Literal["averaged", "local", "frozen"] = _field(
         "averaged", "normalization statistics: part of the model, every client's own affair, or left as they were made"
@@ -46,7 +47,7 @@ class Config:
     )
     graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...], by default ring; what is drawn once is drawn from --data_seed")
     attack: str | None = _field(None, "what malicious clients do, NAME[:VALUE][,arg=value...] with share=, joined by '+'; --list prints them")
-    privacy: str | None = _field(None, "what hides clients from who sees the model, NAME[:VALUE][,arg=value...]: dp-fedavg:noise=1.1,clip=0.5")
+    privacy: str | None = _field(None, "what hides clients from who sees the model, or single uploads from the server, NAME[:VALUE][,arg=value...], joined by '+'")
     allow_untested: bool = _field(False, "run a combination that no paper describes, such as a method under another schedule than its own", free=True)
     rounds: Count = _field(400, "rounds to train")
     target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")

@@ -35,7 +35,7 @@ class Fleet(NamedTuple):
     """What a rollout knows of the run.
 
     key: the run's root key;  clients: N;  cohort: the flag;  rounds: how many updates the server makes;
-    steps: int [N], local steps of a whole training.
+    steps: int [N], local steps of a whole training;  watched: whether arrivals are to say when their steps end.
     """
 
     key: Key
@@ -43,15 +43,22 @@ class Fleet(NamedTuple):
     cohort: int
     rounds: int
     steps: np.ndarray
+    watched: bool = False
+
+    def seen(self, now: float, ends: np.ndarray) -> np.ndarray | None:
+        """When steps end that end so long after now, where that is asked for."""
+        return now + ends if self.watched else None
 
 
 class Arrival(NamedTuple):
-    """An upload that is consumed: of which client, sent the model after how many updates, with how many steps at most; factor as in ClientData."""
+    """An upload that is consumed: of which client, sent the model after how many updates, with how many steps at most; factor as in
+    ClientData.  ends: float64 [K], when its steps end, where the fleet is watched."""
 
     client: int
     base: int
     allowance: int = UNLIMITED
     factor: float = 1.0
+    ends: np.ndarray | None = None
 
 
 class Update(NamedTuple):
@@ -260,7 +267,7 @@ CHANGES: Mapping[str, Callable[..., Law]] = {"stragglers": stragglers}
 
 def reweighed(updates: Sequence[Update], factor: Callable[[Arrival], float]) -> list[Update]:
     """The updates with these factors."""
-    return [u._replace(arrivals=tuple([Arrival(*a[:3], factor(a)) for a in u.arrivals])) for u in updates]
+    return [u._replace(arrivals=tuple([Arrival(*a[:3], factor(a), a.ends) for a in u.arrivals])) for u in updates]
 
 
 def consumed(updates: Sequence[Update]) -> Mapping[int, list[Any]]:

@@ -241,7 +241,7 @@ def _train(many: Many, say: Callable[[str], None]) -> Iterator[tuple[int, Traine
         seconds = (time.perf_counter() - start) / len(part)
         say(f"{done + len(part)} of {len(many.cells)} runs of {many.cells[0].method}: {seconds * len(part):.1f} s")
         for i, cell in enumerate(part):
-            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds, spent, many.prepared.told)
+            yield done + i, read(cell, jax.tree.map(lambda x, i=i: x[i], record), seconds, spent, run.released(many.prepared))
         done += len(part)
 
 
@@ -266,7 +266,7 @@ def _shrink(many: Many) -> Many | None:
 
 
 def read(config: Config, record: Record, seconds: float, spent: Callable[[Mapping[str, Any]], int],
-         told: Callable[[int], float] | None = None) -> Trained:
+         told: Callable[[int], Mapping[str, Any]] = lambda rounds: {}) -> Trained:
     """The rows of one run from its records [E, ...]; `spent` and `told` as in run.advance."""
     now = run.Progress(())
     for at, count in enumerate(_counts(config)):

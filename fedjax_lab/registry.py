@@ -19,7 +19,7 @@ from fedjax_lab import spec
 from fedjax_lab.local import Work
 from fedjax_lab.types import Info, Method
 
-KINDS = ("method", "wire", "aggregator", "attack", "privacy", "model", "audit")
+KINDS = ("method", "wire", "aggregator", "attack", "privacy", "model", "audit", "analytics")
 """The kinds of systems; a factory of another kind ("server") is a piece of one and is not listed as a system."""
 
 _FACTORIES: dict[str, Callable] = {}

@@ -186,6 +186,7 @@ def prepare(config: Config, *, task: Task | None = None, population: Population 
     task, method = _dressed(config, task, method, population)
     schedule, participation = schedules.lowering(config, method, population)
     adversary = attacked(config, method, participation)
+    masked(config, method, adversary)
     devices = mesh.make(None if config.devices == "auto" else config.devices, config.model_devices)
     processes.agree("the configuration", str([f for f in configs.flags(config) if not f.startswith(("--data_dir", "--cache_dir"))]))
     build = functools.partial(
@@ -215,6 +216,21 @@ def told(config: Config, method: Method, population: Population, simulation: Sim
     return accountant.epsilon(method.release, config.participation, population.clients)
 
 
+def masked(config: Config, method: Method, adversary: Adversary | None) -> None:
+    """Raises ValueError where --privacy hides single uploads, and another flag needs them."""
+    from fedjax_lab import schedules
+    from fedjax_lab.engine import malice
+
+    if "secagg" not in [spec.parse(item)[0] for item in spec.chain(config.privacy or "")]:
+        return
+    needs = {f"--schedule={config.schedule}": schedules.chosen(config, method) != schedules.SYNC and "rounds that all who were drawn began together",
+             f"--attack={config.attack}": malice.forges(adversary) and "to see and change single uploads; choose attacks on data such as label-flip",
+             f"--stats={config.stats}": config.stats == "local" and "the statistics in each upload"}
+    for flag, why in needs.items():
+        if why:
+            raise ValueError(f"--privacy={config.privacy} {flag}: single uploads are masked, and the other needs {why}; leave one out")
+
+
 def attacked(config: Config, method: Method, participation: Participation) -> Adversary | None:
     """Who attacks, and how; a warning where they are more than the aggregator is made for."""
     from fedjax_lab.parts.attacks import text
@@ -227,15 +243,17 @@ def attacked(config: Config, method: Method, participation: Participation) -> Ad
 
 
 def _dressed(config: Config, task: Task, method: Method | None, population: Population) -> tuple[Task, Method]:
-    """The task and the method with what --augment and --stats say."""
-    from fedjax_lab.data.augment import augmented
+    """The task and the method with what --init, --augment and --stats say."""
+    from fedjax_lab import starts
     from fedjax_lab.parts.transforms import statistics
+    from fedjax_lab.parts.transforms.augment import augmented
 
     if config.stats != "averaged" and not statistics.present(task):
         raise ValueError(f"--stats={config.stats}: task '{task.name}' has no normalization statistics; leave --stats out")
-    if method is not None and (config.augment or config.stats == "frozen"):
-        flag = f"--augment={config.augment}" if config.augment else f"--stats={config.stats}"
+    if method is not None and (config.init or config.augment or config.stats == "frozen"):
+        flag = f"--init={config.init}" if config.init else f"--augment={config.augment}" if config.augment else f"--stats={config.stats}"
         raise ValueError(f"{flag}: the method given has a task already; change that task before, or give the method by name")
+    task = starts.started(config.init, task, population, config.cache_dir) if config.init else task
     task = statistics.frozen(task) if config.stats == "frozen" else task
     task = augmented(task, config.augment, population.train.examples) if config.augment else task
     return task, method_of(config, task, method)
@@ -331,7 +349,7 @@ def rounds(prepared: Prepared, start: Progress | None = None) -> Iterator[Progre
             origin = end - now.seconds
         else:
             limit = max(1, int(count * config.max_segment_seconds / (end - begin)))
-        now = advance(config, now._replace(state=state, seconds=end - origin), record, count, spent, prepared.told)
+        now = advance(config, now._replace(state=state, seconds=end - origin), record, count, spent, released(prepared))
         yield now
         if config.target_accuracy is not None and "test_accuracy" not in record.evaluation:
             raise ValueError(f"--target_accuracy={config.target_accuracy}: task '{prepared.task.name}' has no accuracy, only a loss")
@@ -359,29 +377,46 @@ def spending(prepared: Prepared) -> Callable[[Mapping[str, np.ndarray]], int]:
     return functools.partial(ledger.spent, prepared.simulation.costs(), np.asarray(prepared.population.train.size))
 
 
+def released(prepared: Prepared) -> Callable[[int], Mapping[str, Any]]:
+    """(rounds) -> the columns of a row that say what they told: epsilon, and in words what it rests on; none without differential privacy."""
+    if prepared.told is None:
+        return lambda rounds: {}
+    return lambda rounds: {"epsilon": prepared.told(rounds), "privacy": prepared.privacy}
+
+
 def advance(config: Config, now: Progress, record: Record, count: int, spent: Callable[[Mapping[str, np.ndarray]], int],
-            told: Callable[[int], float] | None = None) -> Progress:
-    """The progress after `count` more rounds, from their reports and what they took, with a row where an evaluation is due.
+            told: Callable[[int], Mapping[str, Any]] = lambda rounds: {}) -> Progress:
+    """The progress after `count` more rounds, from their reports and what they took and told, with a row where an evaluation is due.
 
     Raises:
       Diverged: see `train`.
     """
     _check_finite(record, now.clock, count)
     reports = {k: v[:count] for k, v in record.rounds.items()}
-    up, down = (sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way)) for way in ("bytes_up", "bytes_down"))
+    up, down = (moved(reports, way) for way in ("bytes_up", "bytes_down"))
     add = functools.partial(functools.reduce, operator.add)  # one by one: the cut of the rounds must not show
     sums = {k: add(v.tolist(), now.sums.get(k, 0.0)) for k, v in reports.items() if v.ndim == 1 and v.dtype != bool and k not in CLOCKED}
     now = now._replace(clock=now.clock + count, bytes_up=now.bytes_up + up, bytes_down=now.bytes_down + down, flops=now.flops + spent(reports), sums=sums)
     if now.row or not _evaluated(config, now.clock):
         return now
     clocked = {k: (record.rounds[k][count - 1].item() if count else 0) for k in CLOCKED if k in record.rounds}
-    row = _row(now, record.evaluation, clocked | ({} if told is None else {"epsilon": told(now.clock)}))
+    row = _row(now, record.evaluation, {**clocked, **told(now.clock)})
     if now.history and not np.isfinite(row["test_loss"]):
         raise Diverged(f"round {now.clock}: the test loss of the global model is not finite")
     return now._replace(sums={}, history=(*now.history, row))
 
 
-def _row(now: Progress, evaluation: Mapping[str, np.ndarray], clocked: Mapping[str, float]) -> dict[str, float]:
+def moved(reports: Mapping[str, np.ndarray], way: str) -> int:
+    """All bytes of these rounds one way. Uploads that a schedule rejected were sent too, and their models before: each counts like the mean of
+    those heard in the round in which it is reported."""
+    total = sum(int(v.sum(dtype=np.int64)) for k, v in reports.items() if k.endswith(way))
+    if "refused" not in reports:
+        return total
+    each, heard = reports[way].sum(1, dtype=np.int64), np.maximum(reports["heard"].sum(1), 1)
+    return total + int((reports["refused"][:, 0] * each // heard).sum())
+
+
+def _row(now: Progress, evaluation: Mapping[str, np.ndarray], clocked: Mapping[str, Any]) -> dict[str, Any]:
     rounds = now.clock - now.history[-1]["round"] if now.history else 0
     names = sorted(evaluation, key=lambda k: (not k.startswith("test_"), k))  # the global model first
     evaluated = {k: float(evaluation[k]) for k in names}

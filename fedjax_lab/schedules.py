@@ -56,7 +56,7 @@ def timed(config: Config, method: Method, population: Population) -> Participati
     if "participation" in method.info.refuses:
         raise ValueError(f"--schedule={text}: '{method.info.name}' refuses it: {method.info.refuses['participation']}; choose --schedule={SYNC}")
     steps = np.asarray(method.steps(jax.numpy.asarray(population.train.size)))
-    fleet = events.Fleet(jax.random.key(config.seed), population.clients, config.cohort, config.rounds, steps)
+    fleet = events.Fleet(jax.random.key(config.seed), population.clients, config.cohort, config.rounds, steps, method.downloads)
     try:
         return replay(spec.build("schedule", text, registry.catalog("schedule"), fleet))
     except ValueError as error:

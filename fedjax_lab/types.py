@@ -37,6 +37,8 @@ class Task(NamedTuple):
     loss: (params, batch, key) -> (scalar mean over the unmasked examples, Aux); differentiable in params.
     metrics: (outputs, batch) -> {name: [B]}, one value per example, always with "loss"; "accuracy" for classification.
     features, head: (params, batch, key=None) -> [B, F] and (params, features) -> outputs, where the model is split; else None.
+    taps: (params, batch) -> {path of a layer's kernel: [B, P, d]}, in the order of the layers: what each is fed at the P places of an
+        example where its kernel, of d entries per output, is applied; None where that is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Task(NamedTuple):
     metrics: Callable[[Tree, Batch], Mapping[str, jax.Array]]
     features: Callable[..., jax.Array] | None = None
     head: Callable[..., Tree] | None = None
+    taps: Callable[[Tree, Batch], Mapping[str, jax.Array]] | None = None
 
 
 class Stream(NamedTuple):
@@ -68,6 +71,19 @@ class Stream(NamedTuple):
         return at if self.index is None else self.index[at]
 
 
+class Stages(NamedTuple):
+    """Which of the clients' training examples are there when: T tasks one after the other, those of old tasks gone (continual learning).
+
+    rounds: int32 scalar, how many a task takes; the last one does not end.  offset, size: int32 [T, N], as a Stream's;
+    counts: float32 [T, N, C].
+    """
+
+    rounds: Any
+    offset: jax.Array
+    size: jax.Array
+    counts: jax.Array
+
+
 class Population(NamedTuple):
     """The clients' data and what is known of them at set-up.
 
@@ -76,6 +92,7 @@ class Population(NamedTuple):
     counts: float32 [N, C] training examples per class, or [N, 0] where there are no classes.
     manifest: what this population is (source, partition, clients, examples, hash), ready for JSON.
     public: {field: [P, ...]} examples that the server and all clients hold, {} if there are none.
+    stages: of a sequence of tasks, whose training examples are all in `train`; None where the clients always have all of them.
     """
 
     train: Stream
@@ -83,11 +100,20 @@ class Population(NamedTuple):
     counts: jax.Array
     manifest: Mapping[str, Any] = {}
     public: Mapping[str, jax.Array] = {}
+    stages: Stages | None = None
 
     @property
     def clients(self) -> int:
         """N."""
         return self.train.size.shape[0]
+
+    def at(self, clock: jax.Array) -> Population:
+        """The population as it is in a round: with the training examples that are there then."""
+        if self.stages is None:
+            return self
+        now = jnp.minimum(clock // self.stages.rounds, len(self.stages.size) - 1)
+        offset, size, counts = (x[now] for x in self.stages[1:])
+        return self._replace(train=self.train._replace(offset=offset, size=size), counts=counts, stages=None)
 
 
 class Census(NamedTuple):
@@ -95,6 +121,7 @@ class Census(NamedTuple):
 
     clients: N;  size: int32 [N] training examples, on the host;  classes: C, or 0;
     example: {field: shape and dtype} of one training example;  public: P, how many public examples there are.
+    task_rounds: after how many rounds the training examples change, 0 where they do not.
     """
 
     clients: int
@@ -102,6 +129,7 @@ class Census(NamedTuple):
     classes: int = 0
     example: Mapping[str, jax.ShapeDtypeStruct] = {}
     public: int = 0
+    task_rounds: int = 0
 
     def batch(self, rows: int = 1) -> Batch:
         """Zeros of the shape of a batch."""
@@ -139,6 +167,16 @@ class View(NamedTuple):
         return self.take(positions, positions < self.size)
 
 
+class Fresh(NamedTuple):
+    """What a client gets that asks the server once more in mid-training.
+
+    clock: int32 scalar, the round whose model it is;  message: {field: tree}, as in Method.broadcast.
+    """
+
+    clock: jax.Array
+    message: Mapping[str, Tree]
+
+
 class ClientData(NamedTuple):
     """What `local` knows of its client.
 
@@ -149,6 +187,9 @@ class ClientData(NamedTuple):
     staleness: int32 scalar, how often the server was updated between sending its model and hearing this client; 0 in synchronous rounds.
     factor: float32 scalar, the weight that the schedule gives this upload; 1 in synchronous rounds.
     public: {field: [P, ...]}, the public examples.
+    download: (steps) -> Fresh, what the server has when so many local steps are done, for methods that say `downloads`; called once, outside
+        of loops. In synchronous rounds it is what was sent.
+    roster: int32 [S], as in Cohort; nobody where there is no cohort.
     """
 
     id: jax.Array
@@ -162,6 +203,8 @@ class ClientData(NamedTuple):
     staleness: jax.Array | int = 0
     factor: jax.Array | float = 1.0
     public: Mapping[str, jax.Array] = {}
+    download: Callable[[jax.Array], Fresh] | None = None
+    roster: jax.Array | None = None
 
     @property
     def size(self) -> jax.Array:
@@ -174,6 +217,7 @@ class Cohort(NamedTuple):
 
     counts: [S, C] training examples per class of those who were heard, zero for the others.
     staleness: int32 [S], see ClientData; 0 in synchronous rounds.   public: {field: [P, ...]}, the public examples.
+    roster: int32 [S], who started, heard or not, in the same order, -1 where nobody did.
     """
 
     ids: jax.Array
@@ -185,6 +229,7 @@ class Cohort(NamedTuple):
     counts: jax.Array | None = None
     staleness: jax.Array | None = None
     public: Mapping[str, jax.Array] = {}
+    roster: jax.Array | None = None
 
 
 class Result(NamedTuple):
@@ -296,7 +341,7 @@ class Info(NamedTuple):
     """
 
     name: str
-    kind: str  # method, wire, aggregator, attack, privacy, model or audit
+    kind: str  # method, wire, aggregator, attack, privacy, model, audit or analytics
     family: str
     paper: str
     year: int
@@ -312,6 +357,8 @@ class Release(NamedTuple):
     noise: deviation of the Gaussian noise over the sensitivity of what is noised;  delta: see accountant;  accountant: auto, rdp, pld, none.
     cohort: expected clients in a round;  population: of how many, those of the run where None;  noised: fields of the upload that are
     clipped and noised.
+    event: (rounds, apart) -> the dp_accounting event of so many rounds, for a client that takes part every `apart` rounds; None where every
+    round's sum has fresh Gaussian noise.   local: every client adds noise to its own upload, so that it matters for nobody who else is drawn.
     """
 
     noise: float
@@ -320,6 +367,8 @@ class Release(NamedTuple):
     cohort: int
     population: int | None
     noised: tuple[str, ...]
+    event: Callable[[int, int], Any] | None = None
+    local: bool = False
 
 
 class Phase(NamedTuple):
@@ -327,6 +376,7 @@ class Phase(NamedTuple):
 
     everyone: the exchange is with all N clients of the population, whoever was drawn.
     when: (key, clock) -> bool scalar: in which rounds the exchange takes place; all phases of a round get the same key. Always where None.
+    now: for an exchange after the first: it is with the server as it then is, even where the clients were sent an earlier model in the first.
     """
 
     local: Callable[..., Result]
@@ -337,6 +387,7 @@ class Phase(NamedTuple):
     serve: Callable[..., Tree]
     everyone: bool = False
     when: Callable[[Key, jax.Array], jax.Array] | None = None
+    now: bool = False
 
 
 def _params_as_server(key: Key, params: Tree, census: Census) -> Tree:
@@ -371,6 +422,7 @@ class Method(NamedTuple):
     personal: (key, server, client, data) -> params, what is evaluated as this client's own model; None if there is none.
     task: what its models are: initialized and evaluated by it; None for the task that the method was made for.
     release: what a round tells of its clients; None without differential privacy.
+    downloads: whether `local` downloads in mid-training; see ClientData.
     info: the card.
     """
 
@@ -388,6 +440,7 @@ class Method(NamedTuple):
     personal: Callable[..., Tree] | None = None
     task: Task | None = None
     release: Release | None = None
+    downloads: bool = False
     info: Info = Info("own", "method", "own", "", 0, "")
 
     @property
@@ -410,11 +463,12 @@ class Method(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a client's first row may depend on: id (int32), size (int32), counts [C]."""
+    """What a client's first row may depend on: id (int32), size (int32), counts [C]; example: as in Census."""
 
     id: jax.Array
     size: jax.Array
     counts: jax.Array
+    example: Mapping[str, jax.ShapeDtypeStruct] = {}
 
 
 class Draw(NamedTuple):
@@ -426,6 +480,7 @@ class Draw(NamedTuple):
     share: float32 [S], where below 1 the share of its own steps that a client may do, rounded, at least one step.
     base: int32 [S], the round whose model each was sent, at most `versions` - 1 before this one; None for this very round.
     factor: float32 [S], see ClientData.
+    latest: int32 [S, K + 1], the newest round there was when each had done 0, 1, .. K local steps, for methods that download in mid-training.
     """
 
     state: Tree
@@ -437,6 +492,7 @@ class Draw(NamedTuple):
     share: jax.Array | float = 1.0
     base: jax.Array | None = None
     factor: jax.Array | float = 1.0
+    latest: jax.Array | None = None
 
 
 class Participation(NamedTuple):

@@ -41,7 +41,7 @@ def mapped(people: Population, folder: str | os.PathLike) -> Population:
         index = None if old.index is None else found[f"{side}-index"]
         return Stream(examples, found[f"{side}-offset"], found[f"{side}-size"], index)
 
-    return Population(stream("train", people.train), stream("test", people.test), found["counts"], people.manifest, people.public)
+    return Population(stream("train", people.train), stream("test", people.test), found["counts"], people.manifest, people.public, people.stages)
 
 
 def _arrays(people: Population) -> Mapping[str, Any]:
@@ -84,7 +84,7 @@ def held(people: Population) -> Population:
         index = None if old.index is None else np.asarray(old.index)
         return Stream({k: np.asarray(v) for k, v in old.examples.items()}, np.asarray(old.offset), np.asarray(old.size), index)
 
-    return Population(stream(people.train), stream(people.test), np.asarray(people.counts), people.manifest, people.public)
+    return Population(stream(people.train), stream(people.test), np.asarray(people.counts), people.manifest, people.public, people.stages)
 
 
 def _plain(value: Any) -> Any:

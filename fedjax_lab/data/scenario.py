@@ -28,7 +28,7 @@ ITEMS = {**FIRST, **MIDDLE, **LATER, **sequence.SEQUENCES}
 
 def build(text: str, source: Source, *, key: Key, clients: int | None = None, client_test: float | None = None,
           partition_file: str | os.PathLike | None = None) -> Population:
-    """The population that a flag describes.
+    """The population that a flag describes; of a sequence of tasks it is one whose training examples change with the rounds.
 
     Args:
       text: items joined by "+"; exactly one is a partition, or none with a `partition_file`.
@@ -41,10 +41,8 @@ def build(text: str, source: Source, *, key: Key, clients: int | None = None, cl
     Raises:
       ValueError: an unknown item or option, an order that makes no sense, or a request that cannot be met, in one line.
     """
-    first, *more = stages(text, source, key=key, clients=clients, client_test=client_test, partition_file=partition_file)
-    if more:
-        raise ValueError(f"'{text}' is a sequence of {1 + len(more)} tasks, each with its own population; here a single one is needed")
-    return first
+    found = stages(text, source, key=key, clients=clients, client_test=client_test, partition_file=partition_file)
+    return found[0] if len(found) == 1 else sequence.joined(found)
 
 
 def stages(text: str, source: Source, *, key: Key, clients: int | None = None, client_test: float | None = None,

@@ -1,4 +1,4 @@
-"""Which of a source's training examples take part: long tails, subsets, and a public set split off beforehand."""
+"""Which of a source's training examples take part: long tails, subsets, and public sets split off beforehand."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -50,7 +50,32 @@ def public(source: Source, key: Key, examples: Count = 1000) -> Source:
     return rest._replace(public=shared, manifest={**rest.manifest, "public_examples": examples, "sha256_public": digest(shared)})
 
 
-SELECTIONS: dict[str, Callable[..., Source]] = {f.__name__: f for f in (longtail, subset, public)}
+def holdout(source: Source, key: Key, clients: Count = 8) -> Source:
+    """Keeps some natural clients, drawn at random, and makes the training examples of all others public: what a foundation model is made of.
+
+    The test set is that of those who stay, where it says whose its examples are.
+
+    Args:
+      clients: how many stay.
+    """
+    if not source.keys:
+        raise ValueError(f"'holdout' needs natural clients, which source '{source.name}' lacks")
+    name, owner = next(iter(source.keys.items()))
+    people = np.unique(owner)
+    if clients >= len(people):
+        raise ValueError(f"holdout:{clients} is not valid: there are {len(people)} natural clients, and some must become public")
+    stay = draw.rng(key, "holdout").permutation(people)[:clients]
+    mine = np.isin(owner, stay)
+    shared, rest = {field: array[~mine] for field, array in source.train.items()}, take(source, mine)
+    if name in source.test_keys:
+        test = np.isin(source.test_keys[name], stay)
+        tested, keys = ({field: array[test] for field, array in group.items()} for group in (source.test, source.test_keys))
+        kept = make(source.name, rest.train, tested, source.classes, rest.keys, keys, source.truth)
+        rest = rest._replace(test=tested, test_keys=keys, manifest={**rest.manifest, **kept.manifest})
+    return rest._replace(public=shared, manifest={**rest.manifest, "public_examples": int((~mine).sum()), "sha256_public": digest(shared)})
+
+
+SELECTIONS: dict[str, Callable[..., Source]] = {f.__name__: f for f in (longtail, subset, public, holdout)}
 
 
 def take(source: Source, kept: np.ndarray) -> Source:

@@ -78,6 +78,20 @@ def background(groups: Count = 2, *, sigma: Positive = 2.0) -> Shift:
     return Shift(groups, _images("background", change))
 
 
+def permuted(groups: Count = 4) -> Shift:
+    """Images whose pixels are in another random order, one per group and always the same (permuted MNIST, Goodfellow et al. 2014).
+
+    Args:
+      groups: number of orders, the natural one among them.
+    """
+    def change(x: np.ndarray, group: int, generator: np.random.Generator) -> np.ndarray:
+        count, height, width, channels = x.shape
+        order = np.random.default_rng([group]).permutation(height * width)
+        return x.reshape(count, height * width, channels)[:, order].reshape(x.shape)
+
+    return Shift(groups, _images("permuted", change))
+
+
 def concept(groups: Count = 2, *, law: Literal["random", "cycle"] = "random", seed: int = 0) -> Shift:
     """Concept shift: the same inputs, other labels, by one permutation of the classes per group (Sattler et al. 2021, CFL).
 
@@ -103,7 +117,7 @@ def permutation(group: int, classes: int, law: str = "random", seed: int = 0) ->
     return np.roll(names, -group) if law == "cycle" else np.random.default_rng([seed, group]).permutation(names)
 
 
-SHIFTS: dict[str, Callable[..., Shift]] = {f.__name__: f for f in (rotation, inversion, blur, background, concept)}
+SHIFTS: dict[str, Callable[..., Shift]] = {f.__name__: f for f in (rotation, inversion, blur, background, permuted, concept)}
 
 
 def groups(key: Key, clients: int, count: int) -> np.ndarray:

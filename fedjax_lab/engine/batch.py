@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_lab import tree
 from fedjax_lab.engine import evaluate, sync
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.engine.setting import Schedule
 from fedjax_lab.types import Adversary, Key, Method, Participation, Population, Record, Task, Tree
 
 RUNS = "runs"
@@ -51,7 +52,7 @@ class Batch(NamedTuple):
 def build(task: Task, method: Method, population: Population, participation: Participation, *, make: Callable[[Task, Mapping], Mapping],
           counts: Sequence[int], runs: int, room: Callable[[], float], mesh: Mesh, chunk: int, lanes: int, length: int,
           eval_clients: int | None = None, eval_batch: int = 500, width: int | None = None,
-          schedule: sync.Schedule | None = None, adversary: Adversary | None = None, **elsewhere: Any) -> Batch:
+          schedule: Schedule | None = None, adversary: Adversary | None = None, **elsewhere: Any) -> Batch:
     """Lowers a method to a program for many runs of it.
 
     Args:

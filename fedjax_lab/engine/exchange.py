@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from fedjax_lab import keys, rules, tree
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import mesh as meshes
-from fedjax_lab.types import ClientData, Cohort, Key, Phase, Stacked, Streaming, Tree, Wire
+from fedjax_lab.types import ClientData, Cohort, Fresh, Key, Phase, Stacked, Streaming, Tree, Wire
 
 
 class Start(NamedTuple):
-    """When a client started: base, staleness and factor of its Draw and ClientData, scalars."""
+    """When a client started: base, staleness, factor and latest of its Draw and ClientData, scalars and [K + 1] or ()."""
 
     base: jax.Array
     staleness: jax.Array
     factor: jax.Array
+    latest: Tree = ()
 
 
 class Slot(NamedTuple):
@@ -59,6 +60,9 @@ class Trace(NamedTuple):
 Begin = Callable[[tuple, Slot], tuple[Tree, Key, jax.Array]]
 """(shared, slot) -> (server, round key, clock) that a client starts from."""
 
+Later = Callable[[tuple, Slot, jax.Array], tuple[Tree, jax.Array]]
+"""(shared, slot, steps) -> (server, clock) that there are when a client has done so many local steps."""
+
 View = Callable[[Tree, Slot, jax.Array], ClientData]
 """(world, slot, clock) -> ClientData."""
 
@@ -67,7 +71,7 @@ Forge = Callable[..., Tree]
 
 
 def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, slots: Slot, rows: Tree,
-        begin: Begin = lambda shared, slot: shared[1:], held: Collection[str] = ()) -> sweeps.Outcome:
+        begin: Begin = lambda shared, slot: shared[1:], held: Collection[str] = (), later: Later | None = None) -> sweeps.Outcome:
     """One phase over a cohort.
 
     Args:
@@ -79,6 +83,7 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
       slots, rows: in device order; rows are (client rows, {field: wire rows}).
       begin: see Begin; by default shared is (world, server, round key, clock), the same for all.
       held: fields that are stacked whatever their rule.
+      later: see Later; by default there is nothing but what was sent.
 
     Returns:
       summands: aggregates of the streaming fields;  row: new rows;  stacked: a Trace per slot. All in device order.
@@ -91,7 +96,16 @@ def run(lay: sweeps.Layout, phase: Phase, name: str, view: View, shared: tuple, 
         key = keys.purpose(keys.for_client(key, slot.id), name)
         data = view(world, slot._replace(allowance=jnp.where(slot.mask, slot.allowance, 0)), clock)
         message, down, _ = transmit(phase.down, keys.purpose(key, "down"), phase.broadcast(server, slot.id, clock), {})
-        result = phase.local(keys.purpose(key, "local"), message, own, data)
+        asked = []
+
+        def download(steps):
+            newer, then = (server, clock) if later is None else later(shared, slot, steps)
+            fresh, size, _ = transmit(phase.down, keys.purpose(key, "again"), phase.broadcast(newer, slot.id, then), {})
+            asked.append(jnp.where(then > clock, size, 0))  # of what it has a client need not be told
+            return Fresh(then, fresh)
+
+        result = phase.local(keys.purpose(key, "local"), message, own, data._replace(download=download))
+        down = sum(asked, down)
         heard, up, memory = transmit(phase.up, keys.purpose(key, "up"), result.upload, memory)
         weights = {f: jax.tree.map(lambda w: jnp.where(slot.heard, w, 0).astype(jnp.float32), weight_of(result, f)) for f in heard}
         streamed, fields = {}, {}
@@ -142,6 +156,11 @@ def rule_of(phase: Phase, field: str):
 def weight_of(result: Any, field: str) -> Tree:
     """The weight of one field."""
     return result.weight[field] if isinstance(result.weight, Mapping) else result.weight
+
+
+def plain(phase: Phase, server: Tree, data: ClientData) -> ClientData:
+    """What `local` sees of a client that finds nothing new when it asks in mid-training."""
+    return data._replace(download=lambda steps: Fresh(data.clock, phase.broadcast(server, data.id, data.clock)))
 
 
 def transmit(wires: Mapping[str, Wire], key: Key, message: Mapping[str, Tree], memory: Mapping[str, Tree]):

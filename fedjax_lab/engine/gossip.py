@@ -21,6 +21,8 @@ from fedjax_lab import keys, rules, tree
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import evaluate, exchange, malice, sync
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.engine.seats import Seats, gather, reported, scatter, seated
+from fedjax_lab.engine.setting import Schedule, Setting, World
 from fedjax_lab.types import Cohort, Draw, Links, Participation, Phase, Stacked, State, Topology, Tree
 
 MODEL = "model"
@@ -52,7 +54,7 @@ class Every(frozenset):
         return True
 
 
-def schedule(topology: Topology, *, steps: int = 1, order: Literal["after", "beside"] = "after") -> sync.Schedule:
+def schedule(topology: Topology, *, steps: int = 1, order: Literal["after", "beside"] = "after") -> Schedule:
     """Rounds of gossip, for engine.sync.build; its participation must seat all nodes, as `seating` makes it.
 
     Args:
@@ -62,7 +64,7 @@ def schedule(topology: Topology, *, steps: int = 1, order: Literal["after", "bes
         node adds its own change.
     """
     mixing = Mixing(topology, steps, order)
-    return sync.Schedule(
+    return Schedule(
         first=functools.partial(_first, mixing), round=functools.partial(_round, mixing), evaluate=_evaluate, deploy=_mean, stacked=True,
         one=lambda nodes: jax.tree.map(lambda x: x[0], nodes.server), extra=topology.arrays,
         plan=lambda setting: {"graph": topology.name, "degree": topology.degree, "gap": topology.gap, "gossip_steps": steps},
@@ -133,7 +135,7 @@ class Neighborhood(NamedTuple):
         return self.cohort._replace(ids=ids, mask=mask, counts=counts, **own)
 
 
-def _first(mixing: Mixing, s: sync.Setting, server: Tree) -> Nodes:
+def _first(mixing: Mixing, s: Setting, server: Tree) -> Nodes:
     """All nodes start alike."""
     name, n = s.method.info.name, mixing.topology.nodes
     if n != s.clients or s.lay.slots != n:
@@ -149,17 +151,17 @@ def _first(mixing: Mixing, s: sync.Setting, server: Tree) -> Nodes:
     return Nodes(copies, jnp.ones(n, jnp.float32) if mixing.topology.directed else ())
 
 
-def _round(mixing: Mixing, s: sync.Setting, world: sync.World, state: State, clock) -> tuple[State, Mapping[str, jax.Array]]:
+def _round(mixing: Mixing, s: Setting, world: World, state: State, clock) -> tuple[State, Mapping[str, jax.Array]]:
     key = keys.for_round(state.key, clock)
     draw = s.participation.draw(keys.purpose(key, "cohort"), state.participation, clock)
-    seats = sync.seated(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)
+    seats = seated(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)
     links = mixing.topology.at(world.extra, keys.purpose(key, "graph"), clock)
-    nodes, rows, wires, traces, sound = state.server, sync.gather(state.clients, seats.rows), [], [], jnp.bool_(True)
+    nodes, rows, wires, traces, sound = state.server, gather(state.clients, seats.rows), [], [], jnp.bool_(True)
     keep: Tree = ()
     for number, (phase, table) in enumerate(zip(s.method.exchanges, state.wires, strict=True)):
         at = seats if phase.when is None else seats.only(phase.when(keys.purpose(key, "when"), clock))
-        slots = at.slots._replace(keep=keep, start=sync.gather(nodes.server, at.slots.id))
-        memory = sync.gather(table, seats.rows)
+        slots = at.slots._replace(keep=keep, start=gather(nodes.server, at.slots.id))
+        memory = gather(table, seats.rows)
         out = exchange.run(at.lay, phase, f"phase{number}", functools.partial(_view, s), (world, key, clock), slots, (rows, memory), _begin, Every())
         place = _places(at.lay, slots.id)
         hood = Neighborhood(*_active(mixing, links, at))
@@ -169,11 +171,11 @@ def _round(mixing: Mixing, s: sync.Setting, world: sync.World, state: State, clo
         nodes = Nodes(_served(phase, keys.purpose(key, f"serve{number}"), nodes.server, aggregates, hood), mass)
         rows, memory = out.row
         keep = out.stacked.keep
-        wires.append(sync.scatter(table, at.rows, memory))
+        wires.append(scatter(table, at.rows, memory))
         trace = jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))
         traces.append((False, at, _sent(mixing, hood, trace, at.cohort.ids, fields)))
-    clients = sync.scatter(state.clients, seats.rows, rows)
-    report = {**sync.reported({False: seats}, traces), "sound": sound, **draw.metrics}
+    clients = scatter(state.clients, seats.rows, rows)
+    report = {**reported({False: seats}, traces), "sound": sound, **draw.metrics}
     return State(nodes, clients, tuple(wires), draw.state, state.key, state.versions), report
 
 
@@ -183,7 +185,7 @@ def _begin(shared: tuple, slot: exchange.Slot) -> tuple[Tree, jax.Array, jax.Arr
     return slot.start, key, clock
 
 
-def _view(s: sync.Setting, world: sync.World, slot: exchange.Slot, clock) -> Any:
+def _view(s: Setting, world: World, slot: exchange.Slot, clock) -> Any:
     return s.view(world, slot._replace(start=()), clock)
 
 
@@ -193,7 +195,7 @@ def _places(lay: sweeps.Layout, ids: jax.Array) -> jax.Array:
     return jnp.zeros(lay.slots, jnp.int32).at[at].set(jnp.arange(ids.shape[0], dtype=jnp.int32), mode="drop")
 
 
-def _active(mixing: Mixing, links: Links, at: sync.Seats) -> tuple[Links, Cohort]:
+def _active(mixing: Mixing, links: Links, at: Seats) -> tuple[Links, Cohort]:
     """The links among the nodes heard, and the cohort by id."""
     order = jnp.argsort(at.cohort.ids)
     by_id = {k: getattr(at.cohort, k)[order] for k in ("ids", "mask", "size", "steps", "staleness", "counts")}
@@ -201,7 +203,7 @@ def _active(mixing: Mixing, links: Links, at: sync.Seats) -> tuple[Links, Cohort
     return among(links, cohort.mask, mixing.topology.directed), cohort
 
 
-def _aggregates(mixing: Mixing, s: sync.Setting, phase: Phase, hood: Neighborhood, nodes: Nodes, fields: Mapping[str, tuple],
+def _aggregates(mixing: Mixing, s: Setting, phase: Phase, hood: Neighborhood, nodes: Nodes, fields: Mapping[str, tuple],
                 key) -> tuple[dict[str, Tree], Tree]:
     """{field: [N, ...]} what each node makes of what it hears, and the masses after it."""
     found, mass = {}, nodes.mass
@@ -221,13 +223,13 @@ def _aggregates(mixing: Mixing, s: sync.Setting, phase: Phase, hood: Neighborhoo
     return found, mass
 
 
-def _aggregate(mixing: Mixing, s: sync.Setting, rule: Any, hood: Neighborhood, mass: Tree, weight: Tree, x: Tree | None, value: Tree) -> Tree:
+def _aggregate(mixing: Mixing, s: Setting, rule: Any, hood: Neighborhood, mass: Tree, weight: Tree, x: Tree | None, value: Tree) -> Tree:
     if rule is not None:
         return (_stacked if isinstance(rule, Stacked) else _streamed)(s, rule, hood, value, weight, x)
     return _means(mixing, hood.links, *_wide(s.lay.mesh, (value, weight, x, mass)))
 
 
-def _forged(s: sync.Setting, key, cohort: Cohort, value: Tree, weight: Tree, x: Tree, made: Callable[[Tree], Tree]) -> Tree:
+def _forged(s: Setting, key, cohort: Cohort, value: Tree, weight: Tree, x: Tree, made: Callable[[Tree], Tree]) -> Tree:
     """The changes with what members send: to them and to attacks all uploads are changes from the average model x, and the rule is what the
     nodes make of them on average."""
     heard = cohort.mask / jnp.maximum(jnp.sum(cohort.mask), 1)
@@ -255,7 +257,7 @@ def _means(mixing: Mixing, links: Links, value: Tree, weight: Tree, x: Tree | No
     return jax.tree.map(one, value, rules.spread(weight, value), *[] if x is None else [x])
 
 
-def _streamed(s: sync.Setting, rule: Any, hood: Neighborhood, value: Tree, weight: Tree, x: Tree | None) -> Tree:
+def _streamed(s: Setting, rule: Any, hood: Neighborhood, value: Tree, weight: Tree, x: Tree | None) -> Tree:
     """A streaming rule over each neighborhood, in which neighbor j counts as N W_ij uploads."""
     n, links = s.clients, hood.links
     given = value if x is None else tree.add(value, x)
@@ -271,7 +273,7 @@ def _streamed(s: sync.Setting, rule: Any, hood: Neighborhood, value: Tree, weigh
     return jax.vmap(rule.finish)(acc)
 
 
-def _stacked(s: sync.Setting, rule: Stacked, hood: Neighborhood, value: Tree, weight: Tree, x: Tree | None) -> Tree:
+def _stacked(s: Setting, rule: Stacked, hood: Neighborhood, value: Tree, weight: Tree, x: Tree | None) -> Tree:
     """A rule of all uploads at once over each neighborhood, node by node: the own upload is the first."""
 
     value, weight, x = meshes.constrain((value, weight, x), jax.tree.map(lambda _: meshes.replicated(s.lay.mesh), (value, weight, x)))
@@ -310,12 +312,12 @@ def _sent(mixing: Mixing, hood: Neighborhood, trace: exchange.Trace, ids: jax.Ar
     return trace._replace(bytes_up=sent[0] if parts == 1 else jnp.stack(sent, -1), bytes_down=jnp.zeros_like(trace.bytes_down))
 
 
-def _mean(s: sync.Setting, nodes: Nodes) -> Tree:
+def _mean(s: Setting, nodes: Nodes) -> Tree:
     """The average of the nodes' models, exact where they are the same."""
     return jax.tree.map(lambda x: x[0] + jnp.mean(x - x[0], 0).astype(x.dtype), jax.vmap(s.method.deploy)(nodes.server))
 
 
-def _evaluate(s: sync.Setting, world: sync.World, state: State) -> Mapping[str, jax.Array]:
+def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:
     """The averaged model as the global one, each node's own as the personal one, and how far they are apart:
     consensus_distance = 1/N sum_i ||x_i - x_mean||^2."""
     mean = _mean(s, state.server)
@@ -328,12 +330,12 @@ def _evaluate(s: sync.Setting, world: sync.World, state: State) -> Mapping[str, 
         return report
     own = s._replace(method=s.method._replace(personal=_personal(s)))
     lay = sweeps.layout(s.lay.mesh, ids.shape[0], s.lay.chunk, s.lay.lanes)
-    rows = sync.gather((state.clients, state.server.server), ids)
+    rows = gather((state.clients, state.server.server), ids)
     values = evaluate.personal(own, keys.purpose(state.key, "personal"), (), rows, world, lay)
     return {**report, **evaluate.spread(values, "personal_")}
 
 
-def _personal(s: sync.Setting) -> Callable[..., Tree]:
+def _personal(s: Setting) -> Callable[..., Tree]:
     """A node's own model from its row and its state."""
 
     def model(key, _, row, data):

@@ -109,7 +109,7 @@ def costs(setting: Any, world: Any, shapes: Any) -> list[Cost]:
 
             def local(world, key, server, row, keep, phase=phase):
                 data = small.view(world, slot._replace(keep=keep), jnp.int32(0))
-                return phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
+                return phase.local(key, phase.broadcast(server, data.id, data.clock), row, exchange.plain(phase, server, data))
 
             jaxpr, result = jax.make_jaxpr(local, return_shape=True)(world, jax.random.key(0), shapes.server, row, keep[phase.everyone])
             found.append(count(jaxpr.jaxpr))

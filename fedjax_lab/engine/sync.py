@@ -8,23 +8,21 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_lab import keys, tree
 from fedjax_lab.engine import clients as sweeps
 from fedjax_lab.engine import evaluate, exchange, ledger, malice, stream, tables
 from fedjax_lab.engine import mesh as meshes
+from fedjax_lab.engine.seats import all_seated, gather, reported, scatter, seated
+from fedjax_lab.engine.setting import Schedule, Setting, World
 from fedjax_lab.types import (
     Adversary,
     Census,
-    ClientData,
-    Cohort,
-    Draw,
     Facts,
     Key,
     Method,
@@ -37,93 +35,7 @@ from fedjax_lab.types import (
     Stream,
     Task,
     Tree,
-    View,
 )
-
-
-class World(NamedTuple):
-    """Everything that does not evolve.
-
-    population: all clients, or those of the segment;  panel: who is evaluated;  ids: None, or int32 [U], the clients of the segment in
-    ascending order, whose places in it stand for them;  extra: of the schedule.
-    """
-
-    population: Population
-    panel: evaluate.Panel
-    ids: jax.Array | None = None
-    extra: Tree = ()
-
-
-class Schedule(NamedTuple):
-    """What a round is, and of whom the server's state is. The functions take the Setting first.
-
-    first: (setting, server) -> State.server, from what the method makes for one server.
-    round: (setting, world, state, clock) -> (state, report).   evaluate: (setting, world, state) -> {name: scalar}.
-    deploy: (setting, State.server) -> params, what is kept as the global model.
-    one: (State.server) -> the state of one server.   stacked: whether State.server has a row per client.
-    extra: arrays of the world beside the population.   plan: (setting) -> what a plan says beside.
-    """
-
-    first: Callable[[Any, Tree], Tree]
-    round: Callable[..., tuple[State, Mapping[str, jax.Array]]]
-    evaluate: Callable[..., Mapping[str, jax.Array]]
-    deploy: Callable[[Any, Tree], Tree]
-    one: Callable[[Tree], Tree] = lambda server: server
-    stacked: bool = False
-    extra: Tree = ()
-    plan: Callable[[Any], Mapping[str, Any]] = lambda setting: {}
-
-
-class Setting(NamedTuple):
-    """What the program closes over: functions and static sizes, no arrays of the device. `all` is the layout of everyone, where asked for."""
-
-    task: Task
-    method: Method
-    participation: Participation
-    census: Census
-    lay: sweeps.Layout
-    all: sweeps.Layout | None
-    capacity: tuple[int, int]
-    length: int
-    eval_batch: int
-    streamed: bool
-    away: bool
-    adversary: Adversary | None = None
-    schedule: Schedule | None = None
-
-    @property
-    def clients(self) -> int:
-        return self.census.clients
-
-    @property
-    def model(self) -> Task:
-        """What models are: the method's own task where it has one."""
-        return self.method.task or self.task
-
-    def place(self, world: World, client: jax.Array) -> jax.Array:
-        """Where the clients' examples are: at their ids, or in a streamed population at their places in the segment."""
-        return jnp.searchsorted(world.ids, client).astype(jnp.int32) if self.streamed else client
-
-    def row(self, world: World, client: jax.Array) -> jax.Array:
-        """Where the clients' rows are; tables that live off the device hold the segment's rows only."""
-        return jnp.searchsorted(world.ids, client).astype(jnp.int32) if self.away else client
-
-    def view(self, world: World, slot: exchange.Slot, clock) -> ClientData:
-        """One client's window on the world."""
-        population = world.population
-        views = [View(stream, slot.at, c) for stream, c in zip((population.train, population.test), self.capacity, strict=True)]
-        views[0] = views[0]._replace(poison=malice.poison(self.adversary, self.clients, self.census.classes, slot.id))
-        late = (slot.start.staleness, slot.start.factor) if slot.start else ()
-        return ClientData(slot.id, clock, *views, population.counts[slot.at], slot.allowance, slot.keep, slot.present, *late)._replace(
-            public=population.public)
-
-    def begin(self, shared: tuple, slot: exchange.Slot) -> tuple[Tree, Key, jax.Array]:
-        """The server, the key and the clock of the round in which a client started."""
-        if not slot.start:
-            return shared[1:]
-        _, versions, key, _ = shared
-        at, clock = slot.start.base % self.participation.versions, slot.start.base
-        return jax.tree.map(lambda x: x[at], versions), keys.for_round(key, clock), clock
 
 
 def build(
@@ -183,14 +95,17 @@ def setting(task: Task, method: Method, population: Population, participation: P
     whole = any(phase.everyone for phase in method.exchanges)
     if whole and (streamed or away):
         raise ValueError(f"method '{method.info.name}' asks all clients at once: it needs population and client_state on the device")
-    if participation.versions > 1 and len(method.exchanges) > 1:
+    if participation.versions > 1 and not all(phase.now for phase in method.exchanges[1:]):
         raise ValueError(f"method '{method.info.name}' has several exchanges in a round: its clients cannot start from earlier models")
     capacity = tuple(max(1, stream.most(side.size)) for side in (population.train, population.test))
     lay = sweeps.layout(mesh, participation.slots, chunk, lanes)
     everyone = sweeps.layout(mesh, population.clients, chunk, lanes) if whole else None
     example = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in population.train.examples.items()}
     public = len(next(iter(population.public.values()), ()))
-    census = Census(population.clients, population.train.size, population.counts.shape[1], example, public)
+    if population.stages is not None and (streamed or away or schedule is not None or participation.versions > 1):
+        raise ValueError("a sequence of tasks needs --schedule=sync, and population and client_state on the device")
+    task_rounds = 0 if population.stages is None else int(population.stages.rounds)
+    census = Census(population.clients, population.train.size, population.counts.shape[1], example, public, task_rounds)
     adversary = adversary if adversary and any(malice.counts(adversary, population.clients)) else None
     return Setting(task, method, participation, census, lay, everyone, capacity, length, eval_batch, streamed, away, adversary, schedule or SYNC)
 
@@ -322,7 +237,8 @@ def _versions(s: Setting, server: Tree) -> Tree:
 def _rows(s: Setting, world: World, key, facts: Facts) -> tuple[Tree, tuple[Mapping[str, Tree], ...]]:
     """The first rows of these clients [n, ...], and their wires' memories per phase and field; of `world` only shapes matter."""
     params, row_key = s.model.init(keys.purpose(key, "params")), keys.purpose(key, "rows")
-    clients = tree.strong(jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f))(facts))
+    known = s.census.example
+    clients = tree.strong(jax.vmap(lambda f: s.method.init_client(keys.for_client(row_key, f.id), params, f._replace(example=known)))(facts))
 
     def memory(wire, field):
         row = wire.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), field))
@@ -339,7 +255,7 @@ def _uploads(s: Setting, world: World, key, server: Tree, row: Tree) -> list[Map
     slot = exchange.Slot(*[jnp.int32(0)] * 2, jnp.int32(1), *[jnp.ones((), bool)] * 3)
     for phase in s.method.exchanges:
         data = s.view(world, slot._replace(keep=keep[phase.everyone]), jnp.int32(0))
-        result = phase.local(key, phase.broadcast(server, data.id, data.clock), row, data)
+        result = phase.local(key, phase.broadcast(server, data.id, data.clock), row, exchange.plain(phase, server, data))
         row, keep[phase.everyone] = result.client, result.keep
         found.append(result.upload)
     return found
@@ -359,36 +275,13 @@ def _rounds(s: Setting, world: World, state: State, clock, rounds) -> tuple[Stat
     return jax.lax.fori_loop(0, rounds, body, (state, blank))
 
 
-class Seats(NamedTuple):
-    """Who sits where in a phase.
-
-    lay: of the slots;  cohort: in canonical order;  started: bool [S], like the cohort's mask, and those that are not heard;
-    slots: in device order;  rows: where in the client tables the slots write, N for nowhere;  steps: int32 [S] of those who started;
-    active: whether the phase takes place.
-    """
-
-    lay: sweeps.Layout
-    cohort: Cohort
-    started: jax.Array
-    slots: exchange.Slot
-    rows: jax.Array
-    steps: jax.Array
-    active: jax.Array | bool = True
-
-    def only(self, active: jax.Array) -> Seats:
-        """The same seats, all empty unless active."""
-        slots = self.slots._replace(mask=self.slots.mask & active, heard=self.slots.heard & active)
-        cohort = self.cohort._replace(mask=self.cohort.mask & active)
-        rows = jnp.where(active, self.rows, self.cohort.clients)
-        return self._replace(cohort=cohort, started=self.started & active, slots=slots, rows=rows, active=active)
-
-
 def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mapping[str, jax.Array]]:
+    world = world._replace(population=world.population.at(clock))
     key = keys.for_round(state.key, clock)
     draw = s.participation.draw(keys.purpose(key, "cohort"), state.participation, clock)
     seats = {False: seated(s, world, s.lay, draw, jnp.ones_like(draw.mask), clock)}
     if s.all is not None:
-        seats[True] = _everyone(s, world, draw, clock)
+        seats[True] = all_seated(s, world, draw, clock)
     clients, server, wires, traces, sound, fields = state.clients, state.server, [], [], jnp.bool_(True), set()
     forged = (malice.FIELD,) if malice.forges(s.adversary) else ()
     versions = jax.tree.map(lambda kept, x: kept.at[clock % s.participation.versions].set(x), state.versions, server if state.versions != () else ())
@@ -399,8 +292,10 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
             at = seats[everyone]
             at = at if phase.when is None else at.only(phase.when(keys.purpose(key, "when"), clock))
             memory = gather(table, seats[everyone].rows)
-            shared = (world, server, key, clock) if not at.slots.start else (world, versions, state.key, clock)
-            out = exchange.run(at.lay, phase, f"phase{number}", s.view, shared, at.slots, (rows, memory), s.begin, forged)
+            slots = at.slots._replace(start=()) if phase.now else at.slots
+            there = world._replace(roster=at.cohort.roster)
+            shared = (there, server, key, clock) if not slots.start else (there, versions, state.key, clock)
+            out = exchange.run(at.lay, phase, f"phase{number}", s.view, shared, slots, (rows, memory), s.begin, forged, s.later)
             forge = functools.partial(malice.forge, s.adversary, keys.purpose(key, f"attack{number}"))
             aggregates = exchange.aggregates(at.lay, phase, out, at.cohort, dict.fromkeys(forged, forge))
             fields |= aggregates.keys()
@@ -415,77 +310,6 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
     if set(forged) - fields:
         raise ValueError(f"--attack: method '{s.method.info.name}' has no field 'model' in its uploads to forge, only {', '.join(sorted(fields))}")
     return State(server, clients, tuple(wires), draw.state, state.key, versions), {**reported(seats, traces), "sound": sound, **draw.metrics}
-
-
-def gather(table: Tree, at: jax.Array) -> Tree:
-    return jax.tree.map(lambda t: jnp.take(t, at, axis=0, mode="clip"), table)
-
-
-def scatter(table: Tree, at: jax.Array, rows: Tree) -> Tree:
-    return jax.tree.map(lambda t, r: t.at[at].set(r, mode="drop", unique_indices=False), table, rows)
-
-
-def seated(s: Setting, world: World, lay: sweeps.Layout, draw: Draw, present: jax.Array, clock) -> Seats:
-    """The drawn clients in canonical order: the heard with most steps first, then by id; then those lost on the way, empty slots last."""
-    mask = draw.mask
-    size = jnp.where(mask, world.population.train.size[s.place(world, draw.ids)], 0)
-    own = s.method.steps(size)
-    fewer = jnp.maximum(jnp.round(draw.share * own), 1).astype(jnp.int32)
-    allowance = jnp.where(draw.share < 1, jnp.minimum(fewer, draw.allowance), draw.allowance)
-    allowance = malice.allowance(s.adversary, s.clients, draw.ids, allowance)
-    steps = jnp.where(mask, jnp.minimum(own, allowance), -1)
-    late = () if draw.base is None else (draw.base, jnp.broadcast_to(jnp.float32(draw.factor), mask.shape))
-    order = jax.lax.sort((~(mask & draw.heard), -steps, draw.ids, mask, size, steps, allowance, present, *late), num_keys=3)
-    lost, _, ids, mask, size, steps, allowance, present, *late = meshes.constrain(order, meshes.replicated(lay.mesh))
-    heard, start = ~lost, exchange.Start(late[0], clock - late[0], late[1]) if late else ()
-    counts = jnp.where(heard[:, None], world.population.counts[s.place(world, ids)], 0)
-    cohort = Cohort(ids, heard, jnp.where(heard, size, 0), jnp.where(heard, steps, 0), s.clients, clock, counts)
-    cohort = cohort._replace(staleness=start.staleness if start else jnp.zeros_like(steps), public=world.population.public)
-    dealt = lay.deal(ids)
-    slots = exchange.Slot(dealt, s.place(world, dealt), lay.deal(allowance), lay.filled(mask), lay.filled(heard), lay.deal(present))
-    slots = slots._replace(start=jax.tree.map(lay.deal, start))
-    rows = jnp.where(slots.heard, s.row(world, dealt), s.clients)
-    slots, rows = meshes.constrain((slots, rows), meshes.replicated(lay.mesh))  # else the compiler cuts them, and sends them around to gather by
-    return Seats(lay, cohort, mask, slots, rows, steps)
-
-
-def _everyone(s: Setting, world: World, draw: Draw, clock) -> Seats:
-    """All clients of the population, each with whether it was drawn."""
-    ids, present = jnp.arange(s.clients, dtype=jnp.int32), jnp.zeros(s.clients, bool)
-    present = present.at[jnp.where(draw.mask & draw.heard, draw.ids, s.clients)].set(True, mode="drop")
-    whole = jnp.ones(s.clients, bool)
-    unlimited = jnp.full(s.clients, np.iinfo(np.int32).max, jnp.int32)
-    return seated(s, world, s.all, Draw((), ids, whole, whole, unlimited), present, clock)
-
-
-def reported(seats: Mapping[bool, Seats], traces: list[tuple[bool, Seats, exchange.Trace]]) -> Mapping[str, jax.Array]:
-    """Means of the metrics over the heard, and the ledger per slot; later phases overwrite metrics of the same name."""
-    metrics = {}
-    for _, at, trace in traces:
-        heard = jnp.maximum(jnp.sum(at.cohort.mask), 1)
-        for name, value in trace.metrics.items():
-            summands = meshes.constrain(jnp.where(at.cohort.mask, value, 0), meshes.replicated(at.lay.mesh))  # added in one order
-            mean = jnp.sum(summands) / heard
-            metrics[name] = jnp.where(at.active, mean, metrics[name]) if name in metrics else mean
-    drawn = seats[False].cohort
-    who = {"ids": drawn.ids, "mask": seats[False].started, "heard": drawn.mask}
-    sums = _ledger([(number, *rest) for number, (all_, *rest) in enumerate(traces) if not all_], drawn)
-    if True not in seats:
-        return {**metrics, **who, **sums}
-    everyone = seats[True].cohort
-    of_all = _ledger([(number, *rest) for number, (all_, *rest) in enumerate(traces) if all_], everyone)
-    return {**metrics, **who, **sums, **{f"all_{k}": jnp.zeros_like(v).at[everyone.ids].set(v) for k, v in of_all.items()}}
-
-
-def _ledger(traces: list[tuple[int, Seats, exchange.Trace]], cohort: Cohort) -> Mapping[str, jax.Array]:
-    """Steps of each phase, bytes of all, and who broke, per slot."""
-    finite = jnp.ones_like(cohort.mask)
-    for _, at, trace in traces:  # what broke in one phase spreads in the next: the first names the clients
-        finite = jnp.where(jnp.all(finite), trace.finite | ~at.cohort.mask, finite)
-    none = jnp.zeros(cohort.mask.shape, jnp.uint32)
-    bytes_of = {name: sum((getattr(trace, name) for *_, trace in traces), none) for name in ("bytes_up", "bytes_down")}
-    steps = {f"steps{number}": jnp.where(at.started, at.steps, 0) for number, at, _ in traces}
-    return {"finite": finite, **bytes_of, **steps}
 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:

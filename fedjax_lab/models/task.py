@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from fedjax_lab.models.conv import Conv
 from fedjax_lab.types import Aux, Batch, Key, Task, Tree
 
 PerExample = Callable[[Tree, Batch], jax.Array]
@@ -45,7 +46,7 @@ def make_task(name: str, module: nn.Module, example: Batch, loss: PerExample, me
     if it has `mask` it gets the mask [B] (for batch statistics). A collection "batch_stats" makes the parameters
     {"params": ..., "stats": ...}: training mode normalizes by the batch and returns the new statistics in Aux.stats; without a key
     the running statistics are used. A module with a method `features(x)` and a method or submodule `head`, where module(x) is
-    head(features(x)), fills Task.features and Task.head.
+    head(features(x)), fills Task.features and Task.head. Task.taps has its dense and convolutional layers; not those inside of a scan.
 
     Args:
       name: for messages and records.
@@ -93,8 +94,31 @@ def make_task(name: str, module: nn.Module, example: Batch, loss: PerExample, me
     def head(params: Tree, z: jax.Array) -> Tree:
         return module.apply(_variables(params), z, method=lambda bound, z: bound.head(z))
 
+    def taps(params: Tree, batch: Batch) -> Mapping[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        top = ["params"] if set(params) == {"params", "stats"} else []
+
+        def watch(function, args, kwargs, context):
+            layer = context.module
+            if context.method_name == "__call__" and isinstance(layer, (nn.Dense, Conv)):
+                found["/".join((*top, *layer.path, "kernel"))] = places(layer, args[0])
+            return function(*args, **kwargs)
+
+        with nn.intercept_methods(watch):
+            call("__call__", params, batch, None)
+        return found
+
     split = (features, head) if hasattr(type(module), "features") else (None, None)
-    return Task(name, init, apply, task_loss, per_example, *split)
+    return Task(name, init, apply, task_loss, per_example, *split, taps)
+
+
+def places(layer: nn.Module, x: jax.Array) -> jax.Array:
+    """[B, P, d]: what a dense or convolutional layer multiplies its kernel [.., outputs] by at each of its P places, in the kernel's order."""
+    if isinstance(layer, nn.Dense):
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+    window = jax.lax.conv_general_dilated_patches(x, layer.kernel_size, layer.strides, layer.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    by_channel = window.reshape(x.shape[0], -1, x.shape[-1], window.shape[-1] // x.shape[-1])
+    return by_channel.swapaxes(2, 3).reshape(x.shape[0], -1, window.shape[-1])
 
 
 def classification(name: str, module: nn.Module, example: Batch, *, normalize: tuple[Any, Any] | None = None) -> Task:

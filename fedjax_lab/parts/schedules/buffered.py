@@ -40,7 +40,8 @@ def buffered(fleet: Fleet, *, buffer: Count = 10, law: str = "halfnormal", max_s
             version = len(updates)
             idle = (client for client in order(version) if client not in busy)  # who is passed over stays busy until the next version
         for client in itertools.islice(idle, min(fleet.cohort - len(flying), fleet.clients - len(busy))):
-            heapq.heappush(flying, (now + train(client)[-1], next(number), Arrival(client, version)))
+            ends = train(client)
+            heapq.heappush(flying, (now + ends[-1], next(number), Arrival(client, version, ends=fleet.seen(now, ends))))
             busy.add(client)
         now, moment = flying[0][0], len(updates)
         while flying and flying[0][0] == now:

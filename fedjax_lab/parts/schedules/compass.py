@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
 
+import numpy as np
+
 from fedjax_lab.events import Arrival, Fleet, Update, count_of, trainings
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Range, Share
@@ -48,8 +50,9 @@ def compass(fleet: Fleet, *, law: str = "exponential", least: Share = 0.2, memor
     updates: list[Update] = []
 
     def start(client: int, now: float, steps: int) -> None:
-        flying[client], began[client] = Arrival(client, len(updates), steps), now
-        heapq.heappush(events, (now + steps * float(train(client)[-1]) / count_of(fleet, client), False, next(number), client))
+        took = float(train(client)[-1]) / count_of(fleet, client)
+        flying[client], began[client] = Arrival(client, len(updates), steps, ends=fleet.seen(now, took * np.arange(1, steps + 1))), now
+        heapq.heappush(events, (now + steps * took, False, next(number), client))
 
     def assign(client: int, now: float) -> None:
         s = speed[client]

@@ -34,7 +34,8 @@ def polling(fleet: Fleet, *, interval: Positive = 7.0, law: str = "geometric:0.5
         now, arrivals = (version + 1) * interval, []
         for client in itertools.islice(order(version), fleet.cohort):
             base, steps = ends[client] if client in ends else (0, train(client))
-            arrivals.append(Arrival(client, base, int(np.searchsorted(steps, now - base * interval, "right"))))
+            arrivals.append(Arrival(client, base, int(np.searchsorted(steps, now - base * interval, "right")),
+                                    ends=fleet.seen(base * interval, steps)))
             ends[client] = version + 1, train(client)
         updates.append(Update(now, tuple(arrivals), training=fleet.clients))
     steps_of = {client: np.array([min(a.allowance, fleet.steps[client]) for a in found]) for client, found in consumed(updates).items()}

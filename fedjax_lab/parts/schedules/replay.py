@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lab.events import UNLIMITED, Update
-from fedjax_lab.types import Draw, Participation
+from fedjax_lab.types import Draw, Participation, Tree
 
 
 class Table(NamedTuple):
-    """ids (-1 for nobody), base, allowance int32 [T, S], factor float32 [T, S]; counts {name: [T]}, each up to and with that update."""
+    """ids (-1 for nobody), base, allowance int32 [T, S], factor float32 [T, S]; counts {name: [T]}, each up to and with that update, and
+    "refused" [T, 1], the uploads rejected since the update before; latest int32 [T, S, K + 1], see Draw, () where no one asks."""
 
     ids: jax.Array
     base: jax.Array
     allowance: jax.Array
     factor: jax.Array
     counts: dict[str, jax.Array]
+    latest: Tree = ()
 
 
 def replay(updates: Sequence[Update]) -> Participation:
@@ -32,10 +34,9 @@ def replay(updates: Sequence[Update]) -> Participation:
     stale = (np.arange(len(updates))[:, None] - table.base)[table.ids >= 0]
 
     def draw(key, state, clock):
-        row, counts = jax.tree.map(lambda x: x[clock], (state[:-1], state.counts))
-        ids, base, allowance, factor = row
-        mask = ids >= 0
-        return Draw(state, jnp.maximum(ids, 0), mask, mask, allowance, counts, base=base, factor=factor)
+        row = jax.tree.map(lambda x: x[clock], state)
+        mask, latest = row.ids >= 0, None if isinstance(row.latest, tuple) else row.latest
+        return Draw(state, jnp.maximum(row.ids, 0), mask, mask, row.allowance, row.counts, base=row.base, factor=row.factor, latest=latest)
 
     # at least two versions: with one the engine would not look where a client started
     return Participation(table.ids.shape[1], lambda key, census: jax.tree.map(jnp.asarray, table), draw, max(2, int(stale.max(initial=0)) + 1))
@@ -48,8 +49,24 @@ def packed(updates: Sequence[Update]) -> Table:
     base = np.broadcast_to(np.arange(count, dtype=np.int32)[:, None], ids.shape).copy()
     allowance = np.full(ids.shape, UNLIMITED, np.int32)
     for t, update in enumerate(updates):
-        for into, values in zip((ids, base, allowance, factor), zip(*update.arrivals), strict=False):
+        for into, values in zip((ids, base, allowance, factor), zip(*update.arrivals), strict=False):  # but for when steps end
             into[t, : len(values)] = values
     uploads = np.cumsum((ids >= 0).sum(1), dtype=np.int32)
     counts = {name: np.array([getattr(u, name) for u in updates], np.int32) for name in ("rejected", "waiting", "training")}
-    return Table(ids, base, allowance, factor, {"time": np.array([u.time for u in updates], np.float32), "uploads": uploads, **counts})
+    counts["refused"] = np.diff(counts["rejected"], prepend=0)[:, None]
+    times = np.array([u.time for u in updates])
+    return Table(ids, base, allowance, factor, {"time": times.astype(np.float32), "uploads": uploads, **counts}, _latest(updates, times, base))
+
+
+def _latest(updates: Sequence[Update], times: np.ndarray, base: np.ndarray) -> np.ndarray | tuple[()]:
+    """The newest of the models that are made up to when an arrival's steps end, and were when it was consumed."""
+    most = max((len(a.ends) for u in updates for a in u.arrivals if a.ends is not None), default=0)
+    if not most:
+        return ()
+    latest = np.repeat(base[:, :, None], most + 1, 2)
+    for t, update in enumerate(updates):
+        for slot, arrival in enumerate(update.arrivals):
+            if arrival.ends is not None:
+                found = np.clip(np.searchsorted(times, arrival.ends, "right"), arrival.base, t)
+                latest[t, slot, 1 : len(found) + 1], latest[t, slot, len(found) + 1 :] = found, found[-1]
+    return latest

@@ -4,6 +4,8 @@ from __future__ import annotations
 import heapq
 import math
 
+import numpy as np
+
 from fedjax_lab.events import Arrival, Fleet, Update, trainings
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Positive
@@ -25,17 +27,19 @@ def ticks(fleet: Fleet, *, dt: Positive = 0.5, law: str = "linear:80") -> list[U
         raise ValueError(f"'ticks' has all clients in training: choose --cohort={fleet.clients}, not {fleet.cohort}")
     train = trainings(fleet, law)
 
-    def needed(client: int) -> int:
-        return max(1, math.ceil(round(float(train(client)[-1]) / dt, 9)))  # what takes a whole number of ticks is there in time
+    def started(client: int, tick: int) -> tuple[int, int, int, np.ndarray | None]:
+        ends = train(client)
+        needed = max(1, math.ceil(round(float(ends[-1]) / dt, 9)))  # what takes a whole number of ticks is there in time
+        return tick + needed, client, tick, fleet.seen(tick * dt, ends)
 
-    flying = [(needed(client), client, 0) for client in range(fleet.clients)]
+    flying = [started(client, 0) for client in range(fleet.clients)]
     heapq.heapify(flying)
     updates = []
     for tick in range(1, fleet.rounds + 1):
         arrivals = []
         while flying[0][0] == tick:
-            _, client, base = flying[0]
-            arrivals.append(Arrival(client, base, factor=float(tick - base)))
-            heapq.heapreplace(flying, (tick + needed(client), client, tick))
+            _, client, base, ends = flying[0]
+            arrivals.append(Arrival(client, base, factor=float(tick - base), ends=ends))
+            heapq.heapreplace(flying, started(client, tick))
         updates.append(Update(tick * dt, tuple(arrivals), training=fleet.clients - len(arrivals)))
     return updates
