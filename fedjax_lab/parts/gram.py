@@ -63,6 +63,17 @@ def products(stack: Tree, point: Tree) -> jax.Array:
     return sum(jnp.matmul(_rows(v), _rows(p[None])[0], precision="highest") for v, p in pairs)
 
 
+def cosines(stack: Tree, point: Tree) -> jax.Array:
+    """[S] cosines with a point, a tree without the leading axis; 0 with or of a zero."""
+    length = norms(jax.tree.map(lambda p: p[None], point))[0]
+    return products(stack, point) / jnp.maximum(norms(stack) * length, 1e-12)
+
+
+def middle(stack: Tree, who: jax.Array) -> Tree:
+    """The median of every coordinate over who [S] is meant, without the leading axis; zeros of nobody."""
+    return jax.tree.map(lambda v: jnp.nan_to_num(jnp.nanmedian(jnp.where(_aside(who, v), v, jnp.nan), 0)), stack)
+
+
 def distance_to(stack: Tree, point: Tree) -> jax.Array:
     """[S] distances to a point, a tree without the leading axis."""
     return norms(jax.tree.map(lambda v, p: v - p, stack, point))
@@ -96,4 +107,4 @@ def _aside(by: jax.Array, v: jax.Array) -> jax.Array:
     return by.reshape(-1, *[1] * (v.ndim - 1))
 
 
-__all__ = ["combined", "distance_to", "distances", "gram", "norms", "products", "ranks", "scaled", "shares", "there"]
+__all__ = ["combined", "cosines", "distance_to", "distances", "gram", "middle", "norms", "products", "ranks", "scaled", "shares", "there"]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.aggregators.together import together
-from fedjax_lab.parts.gram import combined, norms, ranks, scaled, shares
+from fedjax_lab.parts.gram import combined, cosines, norms, ranks, scaled, shares
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range, Share
@@ -83,10 +83,8 @@ def rffl(task: Task, work: Work, *, alpha: Share = 0.95, bound: Positive = 0.5, 
         old = state.r[cohort.ids]
         known = jnp.any(there & (old > 0))
         g = combined(shares(jnp.where(there, jnp.where(known, old, size), 0)), uploads)  # (2)
-        inner = sum(jnp.tensordot(u.reshape(len(u), -1), v.ravel(), 1) for u, v in zip(*map(jax.tree.leaves, (uploads, g)), strict=True))
-        cosine = inner / jnp.maximum(norms(uploads) * tree.norm(g), TINY)
         at = jnp.where(there, cohort.ids, cohort.clients)
-        r = state.r.at[at].set(jnp.maximum(alpha * old + (1 - alpha) * cosine, 0), mode="drop")  # (3)
+        r = state.r.at[at].set(jnp.maximum(alpha * old + (1 - alpha) * cosines(uploads, g), 0), mode="drop")  # (3)
         r = shares(jnp.where(state.inside, r, 0))
         late = (cohort.clock >= patience) & (r < 1 / (3 * jnp.maximum(jnp.sum(state.inside), 1)))
         inside = state.inside & ~late

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lab import tree
-from fedjax_lab.parts.gram import distances
+from fedjax_lab.parts.gram import distances, norms, products
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Count, NonNegative, Positive, Share
 from fedjax_lab.types import Attack, Sight, Tree
@@ -114,8 +114,8 @@ def _within(sight: Sight, mean: Tree, way: Tree) -> jax.Array:
     limit = jnp.max(jnp.where(sight.honest[:, None] & sight.honest[None], distances(sight.stack, sight.honest), 0))
     off = jax.tree.map(lambda v, m: jnp.where(sight.honest.reshape(-1, *[1] * (v.ndim - 1)), m - v, 0), sight.stack, mean)
     a = jnp.square(tree.norm(way))
-    b = sum(jnp.tensordot(o.reshape(o.shape[0], -1), w.reshape(-1), 1) for o, w in zip(jax.tree.leaves(off), jax.tree.leaves(way), strict=True))
-    c = sum(jnp.sum(jnp.square(o.reshape(o.shape[0], -1)), 1) for o in jax.tree.leaves(off)) - limit
+    b = products(off, jax.tree.map(lambda w: w[0], way))
+    c = jnp.square(norms(off)) - limit
     root = (-b + jnp.sqrt(jnp.maximum(b * b - a * c, 0))) / jnp.maximum(a, 1e-24)
     return jnp.maximum(jnp.min(jnp.where(sight.honest, root, jnp.inf)), 0)
 

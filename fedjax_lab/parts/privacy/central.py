@@ -11,19 +11,18 @@ Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive Clip
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_lab import keys, rules, tree
+from fedjax_lab import keys
+from fedjax_lab.parts.privacy.vectors import FIELD, alone, average, bounded, noised
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Count, NonNegative, Positive, Share
-from fedjax_lab.types import Key, Method, Release, Tree
+from fedjax_lab.types import Method, Release, Tree
 
-FIELD, BELOW, CLIP = "model", "below", "clip"
+BELOW, CLIP = "below", "clip"
 
 
 class Guarded(NamedTuple):
@@ -51,13 +50,9 @@ def dp_fedavg(method: Method, cohort: int, *, noise: NonNegative = 1.0, clip: Po
       noise_cohort: simulate the noise of a cohort of so many clients; epsilon is then theirs.
       population: how many clients epsilon reckons with; those of the run by default.
     """
-    if len(method.exchanges) != 1:
-        raise ValueError(f"'{method.info.name}' has several exchanges in a round, and epsilon is for one")
-    if math.isinf(clip) and (noise or adaptive):
-        raise ValueError(f"option 'clip' of 'dp-fedavg': inf needs noise=0 and adaptive=false, since noise follows clip; noise is {noise}")
-    (phase,) = method.exchanges
-    if phase.up or FIELD in phase.aggregate:
-        raise ValueError(f"'{method.info.name}' has a wire or a rule of its own for the uploads, which may not come between clipping and noise")
+    if math.isinf(clip) and adaptive:
+        raise ValueError("option 'clip' of 'dp-fedavg': inf is not adapted; choose a finite one, or adaptive=false")
+    phase = alone("dp-fedavg", method, noise, clip)
     simulated = noise_cohort or cohort
     spread = left_for_sum(noise, bits_noise * simulated) if adaptive else noise
 
@@ -67,29 +62,26 @@ def dp_fedavg(method: Method, cohort: int, *, noise: NonNegative = 1.0, clip: Po
     def local(key, message, client, data):
         c = message.get(CLIP, clip)
         result = phase.local(key, {f: v for f, v in message.items() if f != CLIP}, client, data)
-        norm = optax.tree.norm(result.upload[FIELD])
-        clipped = tree.scale(jnp.where(norm > c, c / norm, 1.0), result.upload[FIELD])  # (1)
-        bits = {BELOW: (norm <= c).astype(jnp.float32)} if adaptive else {}
-        weight = result.weight if isinstance(result.weight, Mapping) else dict.fromkeys(result.upload, result.weight)
-        return result._replace(upload={**result.upload, FIELD: clipped, **bits}, weight={**weight, **dict.fromkeys((FIELD, *bits), 1.0)},
-                               metrics={**result.metrics, "clipped": norm > c})
+        result, longer = bounded(result, c)  # (1)
+        if not adaptive:
+            return result
+        return result._replace(upload={**result.upload, BELOW: (~longer).astype(jnp.float32)}, weight={**result.weight, BELOW: 1.0})
 
     def serve(key, state, aggregate, who):
         mean = aggregate[FIELD]
         if spread:
-            mean = _noised(keys.purpose(key, "noise"), mean, spread * state.clip / simulated)  # (2)
+            mean = noised(keys.purpose(key, "noise"), mean, spread * state.clip / simulated)  # (2)
         server = phase.serve(key, state.server, {f: v for f, v in aggregate.items() if f != BELOW} | {FIELD: mean}, who)
         if not adaptive:
             return Guarded(server, state.clip)
-        b = _noised(keys.purpose(key, "bits"), aggregate[BELOW], bits_noise if noise else 0.0)  # (3)
+        b = noised(keys.purpose(key, "bits"), aggregate[BELOW], bits_noise if noise else 0.0)  # (3)
         return Guarded(server, state.clip * jnp.exp(-rate * (b - quantile)))  # (4)
 
-    total = rules.total()
-    average = total._replace(finish=lambda acc: jax.tree.map(lambda x: x * (1 / jnp.asarray(cohort, x.dtype)), total.finish(acc)))
+    mean_of = average(cohort)
     own = None if method.personal is None else lambda key, state, client, data: method.personal(key, state.server, client, data)
     return method.rephased(
         [phase._replace(local=local, broadcast=broadcast, serve=serve,
-                        aggregate={**phase.aggregate, FIELD: average, **({BELOW: average} if adaptive else {})})],
+                        aggregate={**phase.aggregate, FIELD: mean_of, **({BELOW: mean_of} if adaptive else {})})],
         init_server=lambda key, params, census: Guarded(method.init_server(key, params, census), jnp.float32(clip)),
         deploy=lambda state: method.deploy(state.server), personal=own,
         release=Release(noise, delta, accountant, simulated, population, (FIELD, BELOW)))
@@ -108,13 +100,6 @@ def left_for_sum(noise: float, bits: float) -> float:
         raise ValueError(f"option 'bits_noise' of 'dp-fedavg': a deviation of {bits:g} clients leaves nothing of noise={noise:g} for the sum; "
                          f"choose more than {noise / 2:g} clients, as a share of the cohort")
     return left**-0.5
-
-
-def _noised(key: Key, values: Tree, deviation: Any) -> Tree:
-    """The values with independent Gaussian noise, the same on any number of devices."""
-    leaves, structure = jax.tree.flatten(values)
-    drawn = (jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves))
-    return jax.tree.unflatten(structure, [x + deviation * n for x, n in zip(leaves, drawn)])
 
 
 __all__ = ["Guarded", "dp_fedavg", "left_for_sum"]
