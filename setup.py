@@ -18,7 +18,7 @@ setup(
     package_data={"experiments": ["*.flags", "scenarios/*.flags", "notebooks/*.ipynb"], "launch": ["README.md", "*.sbatch", "*.sh"]},
     install_requires=[
         "absl-py>=2.1", "chex>=0.1.90", "dp-accounting>=0.4.4", "etils>=1.9", "flax>=0.12", "importlib_resources>=6", "jax>=0.10", "matplotlib>=3.8", "networkx>=3.2",
-        "numpy>=2.0", "optax>=0.2.6", "orbax-checkpoint>=0.12", "pillow>=10", "scikit-learn>=1.4", "scipy>=1.12",
+        "numpy>=2.0", "optax>=0.2.6", "orbax-checkpoint>=0.12", "pillow>=10", "safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.12",
         "array_record>=0.8; sys_platform == 'linux'", "tensorflow-datasets>=4.9.9", "tqdm>=4.66",
     ],
     extras_require={

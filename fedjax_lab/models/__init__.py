@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_lab.models.backbone import CLIP, Backbone
 from fedjax_lab.models.cnn import CNN, GroupNormCNN, LeNet5
 from fedjax_lab.models.conv import Conv, max_pool
 from fedjax_lab.models.factorization import MatrixFactorization
@@ -41,6 +42,10 @@ def _transformer(shape: tuple[int, ...], classes: int, **options: Any) -> nn.Mod
     return Transformer(classes, **{"length": shape[0], "causal": "vocabulary" not in options, **options})
 
 
+def _backbone(shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
+    return Backbone(classes, **{"length": shape[0], **options})
+
+
 def _factorization(shape: tuple[int, ...], classes: int = 1, **options: Any) -> nn.Module:
     return MatrixFactorization(**options)
 
@@ -50,7 +55,7 @@ def _factorization(shape: tuple[int, ...], classes: int = 1, **options: Any) -> 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "logreg": _plain(LogisticRegression), "linreg": _plain(LinearRegression), "mlp": _mlp, "2nn": _plain(MLP), "cnn": _plain(CNN),
     "lenet5": _lenet5, "gncnn": _plain(GroupNormCNN), "resnet8": _plain(ResNet8), "resnet18": _plain(ResNet18),
-    "charlstm": _plain(CharLSTM), "transformer": _transformer, "vit": _plain(ViT), "gcn": _plain(GCN), "sage": _plain(GraphSAGE),
+    "charlstm": _plain(CharLSTM), "transformer": _transformer, "vit": _plain(ViT), "backbone": _backbone, "gcn": _plain(GCN), "sage": _plain(GraphSAGE),
     "mf": _factorization,
 }
 
@@ -74,6 +79,6 @@ def build(name: str, example: Batch, classes: int, *, title: str | None = None, 
     return kind(title or name, module, example, normalize=normalize)
 
 
-__all__ = ["CNN", "GCN", "MLP", "MODELS", "CharLSTM", "Conv", "GraphSAGE", "GroupNormCNN", "LeNet5", "LinearRegression",
+__all__ = ["CLIP", "CNN", "GCN", "MLP", "MODELS", "Backbone", "CharLSTM", "Conv", "GraphSAGE", "GroupNormCNN", "LeNet5", "LinearRegression",
            "LogisticRegression", "MatrixFactorization", "ResNet", "ResNet8", "ResNet18", "Transformer", "ViT", "build", "classification",
            "make_task", "masked_mean", "max_pool", "regression"]
