@@ -22,11 +22,11 @@ import jax.numpy as jnp
 
 from fedjax_lab import keys
 from fedjax_lab.local import Work, batches, descend, gradient
-from fedjax_lab.parts import proxy
+from fedjax_lab.parts import examples, proxy
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive, Range
-from fedjax_lab.types import Aux, Method, Result, Task, Tree
+from fedjax_lab.types import Method, Result, Task, Tree
 
 NO_MODEL = "no model is sent, only probabilities"
 SMOOTHED = 1e-3
@@ -81,19 +81,14 @@ def knfu(task: Task, work: Work, *, beta: NonNegative = 10.0, temperature: Posit
         into = jnp.where(cohort.mask, cohort.ids, cohort.clients)
         return server._replace(fused=server.fused.at[into].set(jnp.tensordot(a, said, 1), mode="drop"))  # (4)
 
-    def divergence(key, y, batch):
-        def loss(y):
-            q, p = batch["fused"], jax.nn.log_softmax(task.apply(y, batch) / temperature)
-            each = temperature**2 * jnp.sum(jax.scipy.special.xlogy(q, q) - q * p, -1)
-            return jnp.sum(jnp.where(batch["mask"], each, 0)) / jnp.maximum(jnp.sum(batch["mask"]), 1), Aux()
-
-        (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(y)
-        return value, grad, aux.stats
+    def apart(y, batch):
+        return temperature**2 * examples.divergence(batch["fused"], task.apply(y, batch), temperature)
 
     def tune(key, message, y, data):  # (5)
         if tune_epochs:
             taken = proxy.view({**data.public, "fused": message["fused"]}, data.id)
-            y = descend(proxy.epochs(keys.purpose(key, "tune"), taken, tune_epochs, tune_batch), y, divergence, work.optimizer).params
+            plan = proxy.epochs(keys.purpose(key, "tune"), taken, tune_epochs, tune_batch)
+            y = descend(plan, y, examples.direction(apart), work.optimizer).params
         return Result({}, 1.0, y)
 
     def init_server(key, params, census):

@@ -45,6 +45,11 @@ def bits_of(code: Tree) -> int:
     return sum(x.values.size * x.bits if _packed(x) else x.size * x.dtype.itemsize * 8 for x in leaves)
 
 
+def opened(code: Tree) -> Tree:
+    """The arrays of a code, without what is said of their bits."""
+    return jax.tree.map(lambda leaf: leaf.values if _packed(leaf) else leaf, code, is_leaf=_packed)
+
+
 def seal(array: jax.Array) -> Packed:
     """The array as it is, out of reach of later wires."""
     return Packed(array, array.dtype.itemsize * 8)
