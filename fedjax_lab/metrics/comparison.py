@@ -18,7 +18,9 @@ Rows = Sequence[Mapping[str, float]]
 Results = Mapping[str, Mapping[int, Rows]]
 """{label: {seed: rows of metrics.jsonl}}; a run that broke off has no rows."""
 
-AXES = {"round": "round", "megabytes": "MB up and down", "virtual_time": "virtual time"}
+AXES = {"round": "round", "megabytes": "MB up and down", "time": "virtual time"}
+LEDGER = {"time": "virtual time", "uploads": "uploads", "rejected": "rejected", "consensus_distance": "consensus distance", "epsilon": "epsilon"}
+"""Columns of metrics.jsonl that only some runs have, and their heading in the table."""
 
 
 def words(metric: str) -> str:
@@ -30,18 +32,34 @@ def words(metric: str) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a column of metrics.jsonl is better; less is of a loss and of a deviation."""
-    return "loss" not in metric and not metric.endswith("_std")
+    """Whether more of a column of metrics.jsonl is better; less is of a loss, a deviation, a distance and of epsilon."""
+    return "loss" not in metric and not metric.endswith(("_std", "_distance", "epsilon"))
 
 
-def legend(metric: str, baseline: str, target: float, seeds: int) -> str:
-    """What the columns of the table mean."""
+def legend(metric: str, baseline: str, target: float, lines: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns of the table of these lines mean."""
+    seeds = next(line["runs"] for line in lines if line["name"] == baseline)
     until = "at least" if higher_is_better(metric) else "at most"
     return f"""{words(metric)} ({metric}): mean ± standard deviation over {seeds} seeds, after the last round and at
 the best evaluation of each run. To target: median of the rounds, and of the MB up and down, until it is {until} {target:.4g}. MB and
 operations: of a whole run, both ways together, and floating-point operations of local training. Seconds: a run's share of the training,
 compilation apart. Difference: last minus last of {baseline}, paired by seed (same clients, initial model and
-cohorts), with its 95 % confidence interval by Student's t; bold where that leaves out zero."""
+cohorts), with its 95 % confidence interval by Student's t; bold where that leaves out zero.""" + _ledgers(lines)
+
+
+def _ledgers(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns of LEDGER mean, where some line has them, and what each epsilon rests on."""
+    there = _there(lines)
+    words = {"time": "Virtual time, uploads and rejected: of a whole run, in the time of the schedule's law of delays.",
+             "consensus_distance": "Consensus distance: mean squared distance of the nodes' models to their average, after the last round.",
+             "epsilon": "Epsilon: after the last round; it is infinite where no privacy mechanism is named."}
+    rests = [f"- {line['name']}: {line['privacy']}" for line in lines if line["privacy"]]
+    said = [text for name, text in words.items() if name in there]
+    return "".join(f"\n{text}" for text in said) + ("\n\n" + "\n".join(rests) if rests else "")
+
+
+def _there(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in LEDGER if any(not math.isnan(line[name]) for line in lines)]
 
 
 def score(runs: Sequence[Rows], metric: str) -> float:
@@ -66,9 +84,10 @@ def table(results: Results, metric: str, baseline: str, target: float) -> list[d
 
     Returns:
       Dicts with name; runs and broken, how many; last_* after the last round and best_* at the best evaluation of each run, mean and
-      standard deviation over the seeds, of the runs that did not break off; rounds_to_target and bytes_to_target, medians over the seeds
-      in which a run that never got there counts as infinite; reached, how many got there; bytes_up, bytes_down and flops, means of a
-      whole run; seconds, mean of a run without compilation;
+      standard deviation over the seeds, of the runs that did not break off; rounds_to_target, bytes_to_target and time_to_target (virtual
+      time), medians over the seeds in which a run that never got there counts as infinite; reached, how many got there; bytes_up,
+      bytes_down, flops and the columns of LEDGER, means of a whole run, NaN where it has none; privacy, what epsilon rests on, or "";
+      seconds, mean of a run without compilation;
       difference, the mean over the seeds of last minus the baseline's last, and difference_low and difference_high, its 95 % confidence
       interval by Student's t over pairs of equal seed (None below two pairs).
     """
@@ -80,6 +99,7 @@ def _line(name: str, runs: Mapping[int, Rows], base: Mapping[int, Rows] | None, 
     pick = max if higher_is_better(metric) else min
     last, best = [rows[-1][metric] for rows in whole], [pick(row[metric] for row in rows) for rows in whole]
     reached = [_first(rows, metric, target) for rows in runs.values()]
+    timed = bool(whole) and all("time" in rows[-1] for rows in whole)
     pairs = [rows[-1][metric] - base[seed][-1][metric] for seed, rows in runs.items() if rows and base.get(seed)] if base else []
     mean, low, high = interval(pairs)
     return {
@@ -87,8 +107,10 @@ def _line(name: str, runs: Mapping[int, Rows], base: Mapping[int, Rows] | None, 
         "last_mean": _mean(last), "last_std": _std(last), "best_mean": _mean(best), "best_std": _std(best),
         "rounds_to_target": statistics.median(row["round"] if row else math.inf for row in reached),
         "bytes_to_target": statistics.median(traffic(row) if row else math.inf for row in reached),
+        "time_to_target": statistics.median(row.get("time", math.nan) if row else math.inf for row in reached) if timed else math.nan,
         "reached": sum(row is not None for row in reached),
-        **{name: _mean([rows[-1].get(name, math.nan) for rows in whole]) for name in ("bytes_up", "bytes_down", "flops")},
+        **{name: _mean([rows[-1].get(name, math.nan) for rows in whole]) for name in ("bytes_up", "bytes_down", "flops", *LEDGER)},
+        "privacy": next((rows[-1]["privacy"] for rows in whole if "privacy" in rows[-1]), ""),
         "seconds": _mean([rows[-1]["seconds"] for rows in whole]),
         "difference": mean, "difference_low": low, "difference_high": high,
     }
@@ -126,11 +148,15 @@ def _std(values: Sequence[float]) -> float:
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The table for people; a difference whose interval leaves out zero is bold."""
-    head = ["", "runs", "last", "best", "rounds to target", "MB to target", "MB", "operations", "seconds", "difference (95 % interval)"]
+    """The table for people, with those columns of LEDGER that a run has; a difference whose interval leaves out zero is bold."""
+    there = _there(lines)
+    timed = ["time to target"] * ("time" in there)
+    head = ["", "runs", "last", "best", "rounds to target", "MB to target", *timed, "MB", "operations", *(LEDGER[name] for name in there), "seconds",
+            "difference (95 % interval)"]
     body = [[line["name"], _runs(line), _spread(line, "last"), _spread(line, "best"), _number(line["rounds_to_target"], "g"),
-             _number(line["bytes_to_target"] / 1e6, ".4g"), _number((line["bytes_up"] + line["bytes_down"]) / 1e6, ".4g"),
-             _number(line["flops"], ".3g"), _number(line["seconds"], ".3g"), _difference(line)] for line in lines]
+             _number(line["bytes_to_target"] / 1e6, ".4g"), *([_number(line["time_to_target"], ".4g")] if timed else []),
+             _number((line["bytes_up"] + line["bytes_down"]) / 1e6, ".4g"), _number(line["flops"], ".3g"),
+             *(_amount(line, name) for name in there), _number(line["seconds"], ".3g"), _difference(line)] for line in lines]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     rows = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |" for row in [head, *body]]
     return "\n".join([rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]]) + "\n"
@@ -147,6 +173,10 @@ def _spread(line, what: str) -> str:
 
 def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else "never" if math.isinf(value) else f"{value:{form}}"
+
+
+def _amount(line, name: str) -> str:
+    return "infinite" if math.isinf(line[name]) else _number(line[name], ".4g")
 
 
 def _difference(line) -> str:

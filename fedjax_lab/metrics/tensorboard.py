@@ -35,8 +35,8 @@ def encode(rows: Iterable[Row], file: Any, header: bool = True) -> bytes:
 
 
 def _summary(row: Row) -> bytes:
-    """Every column but the round, under its first word, so that TensorBoard shows the columns of a kind together."""
-    values = {f"{name.split('_')[0]}/{name}": value for name, value in row.items() if name != "round"}
+    """Every number but the round, under its column's first word, so that TensorBoard shows the columns of a kind together."""
+    values = {f"{name.split('_')[0]}/{name}": value for name, value in row.items() if name != "round" and not isinstance(value, str)}
     return b"".join(_bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in values.items())
 
 

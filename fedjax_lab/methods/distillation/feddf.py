@@ -23,7 +23,7 @@ import optax
 
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches
-from fedjax_lab.parts import proxy
+from fedjax_lab.parts import examples, proxy
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.clients import local_sgd
 from fedjax_lab.registry import method
@@ -62,17 +62,14 @@ def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: A
         plan = batches(key, proxy.Proxy(numbered), Work(0.0, 1, max(server_steps, 1), server_batch, optax.identity()))
         adam = optax.adam(optax.cosine_decay_schedule(server_lr, max(server_steps, 1)))
 
-        def divergence(s, batch):
-            said = jax.nn.log_softmax(task.apply(s, batch) / temperature)
-            each = jnp.sum(jax.scipy.special.xlogy(batch["target"], batch["target"]) - batch["target"] * said, -1)
-            return jnp.sum(jnp.where(batch["mask"], each, 0)) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        apart = examples.direction(lambda s, batch: examples.divergence(batch["target"], task.apply(s, batch), temperature))
 
         def score(s):
             return jnp.mean(task.metrics(task.apply(s, held), held)["accuracy"])
 
         def step(carry):
             t, s, state, best, most, waited = carry
-            update, state = adam.update(jax.grad(divergence)(s, plan.at(t)), state, s)  # (4)
+            update, state = adam.update(apart(key, s, plan.at(t))[1], state, s)  # (4)
             s, waited = optax.apply_updates(s, update), waited + 1
             if held is None:
                 return t + 1, s, state, s, most, jnp.int32(0)

@@ -24,11 +24,11 @@ import optax
 
 from fedjax_lab import keys
 from fedjax_lab.local import Work, batches, descend, gradient
-from fedjax_lab.parts import proxy
+from fedjax_lab.parts import examples, proxy
 from fedjax_lab.parts.once import once
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Range
-from fedjax_lab.types import Aux, Method, Result, Task, Tree
+from fedjax_lab.types import Method, Result, Task, Tree
 
 NO_MODEL = "no model is sent, only scores"
 
@@ -73,19 +73,14 @@ def fedmd(task: Task, work: Work, *, sample: Count = 5000, digest_epochs: Annota
     def hold(key, server, aggregate, cohort):
         return server._replace(scores=aggregate["scores"])  # (3)
 
-    def distance(key, y, batch):
-        def loss(y):
-            each = jnp.mean(jnp.abs(task.apply(y, batch) - batch["scores"]), -1)
-            return jnp.sum(jnp.where(batch["mask"], each, 0)) / jnp.maximum(jnp.sum(batch["mask"]), 1), Aux()
-
-        (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(y)
-        return value, grad, aux.stats
+    def distance(y, batch):
+        return jnp.mean(jnp.abs(task.apply(y, batch) - batch["scores"]), -1)
 
     def learn(key, message, y, data):
         if digest_epochs:
             taken = proxy.view({**chosen(data), "scores": message["scores"]}, data.id)
             plan = proxy.epochs(keys.purpose(key, "digest"), taken, digest_epochs, digest_batch)
-            y = descend(plan, y, distance, optax.adam(digest_lr)).params  # (4)
+            y = descend(plan, y, examples.direction(distance), optax.adam(digest_lr)).params  # (4)
         end = descend(batches(key, data, work), y, gradient(task), work.optimizer)  # (5)
         return Result({}, 1.0, end.params, metrics={"loss": end.loss})
 

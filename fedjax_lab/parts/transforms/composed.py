@@ -4,7 +4,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fedjax_lab import registry, rules, spec
 from fedjax_lab.parts.transforms.served import served
@@ -23,7 +23,7 @@ def composed(method: Method, *, wire_up: str | None = None, wire_down: str | Non
         NAME[:VALUE][,arg=value...], joined by '+'.
       aggregator: the rule that makes one change of the cohort's; rules before it, joined by '+', change the uploads that it sees.
       server: the optimizer that takes the step.
-      privacy: what hides clients from who sees the model.
+      privacy: what hides clients from who sees the model, or from the server; joined by '+' it acts on an upload from left to right.
       cohort: expected clients in a round.
 
     Raises:
@@ -40,17 +40,16 @@ def composed(method: Method, *, wire_up: str | None = None, wire_down: str | Non
         method = _aggregated(method, aggregator)
     if server is not None:
         method = served(method, _named("server", "server", server))
-    return method if privacy is None else _private(method, privacy, cohort, {"wire_up": wire_up, "aggregator": aggregator})
+    return method if privacy is None else _private(method, privacy, cohort)
 
 
-def _private(method: Method, text: str, cohort: int, others: Mapping[str, str | None]) -> Method:
-    for flag, other in others.items():
-        if other is not None:
-            raise ValueError(f"--privacy={text} --{flag}={other}: nothing may come between the clients' clipping and the server's noise; leave one out")
+def _private(method: Method, text: str, cohort: int) -> Method:
     try:
-        return spec.build("privacy", text, registry.catalog("privacy"), method, cohort)
+        for item in spec.chain(text):
+            method = spec.build("privacy", item, registry.catalog("privacy"), method, cohort)
     except ValueError as error:
         raise ValueError(f"--privacy={text}: {error}") from None
+    return method
 
 
 def _named(flag: str, kind: str, text: str):

@@ -4,9 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-from fedjax_lab.parts import split
+from fedjax_lab.parts import examples, split
 from fedjax_lab.parts.transforms import statistics
 from fedjax_lab.types import Aux, Task, Tree
 
@@ -20,7 +19,7 @@ def reread(task: Task, features: Callable[..., jax.Array], head: Callable[[Tree,
     def loss(params, batch, key):
         mask = batch["mask"]
         values = task.metrics(apply(params, batch, key), batch)
-        means = {k: jnp.sum(jnp.where(mask, v, 0)) / jnp.maximum(jnp.sum(mask), 1) for k, v in values.items()}
+        means = {k: examples.mean(v, mask) for k, v in values.items()}
         return means["loss"], Aux(metrics={k: jax.lax.stop_gradient(v) for k, v in means.items() if k != "loss"})
 
     return task._replace(apply=apply, loss=loss, features=features, head=head)
