@@ -11,10 +11,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 from etils import epath
 
-from experiments import screen, series
+from experiments import series
 from fedjax_lab import config as configs
 from fedjax_lab import spec
 from fedjax_lab.config import Config
@@ -154,12 +154,5 @@ def tune(base: Config, fixed: Mapping[str, Options], tried: Mapping[str, list[Op
     return best, [head, *said, ""]
 
 
-def entry() -> None:
-    """Parses the flags and runs; a wrong flag is one line and exit status 2."""
-    define()
-    logging.set_verbosity(logging.FATAL)
-    app.run(main, flags_parser=screen.parse_flags)
-
-
 if __name__ == "__main__":
-    entry()
+    series.entry(define, main)

@@ -18,10 +18,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import flags
 from etils import epath
 
-from experiments import screen, series
+from experiments import series
 from fedjax_lab import config as configs
 from fedjax_lab import spec
 from fedjax_lab.config import Config
@@ -234,12 +234,5 @@ def draw(found: Sequence[Place], path: Any) -> None:
     plt.close(figure)
 
 
-def entry() -> None:
-    """Parses the flags and runs; a wrong flag is one line and exit status 2."""
-    define()
-    logging.set_verbosity(logging.FATAL)
-    app.run(main, flags_parser=screen.parse_flags)
-
-
 if __name__ == "__main__":
-    entry()
+    series.entry(define, main)

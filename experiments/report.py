@@ -72,7 +72,7 @@ def read(folder: epath.Path, name: str) -> Any:
       ValueError: a file is missing or damaged.
     """
     from fedjax_lab import registry, resume, spec, workdir
-    from fedjax_lab.metrics import page
+    from fedjax_lab.metrics import pieces
 
     record = resume.read_config(str(folder))
     settings = {**dataclasses.asdict(Config()), **record["config"]}
@@ -92,8 +92,8 @@ def read(folder: epath.Path, name: str) -> Any:
         raise ValueError(f"{folder}: partition.json is damaged") from None
     free = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata.get("free"))
     given = {f"set {k}": v for k, v in options.items()}
-    return page.Ran(name, {**settings, **given}, free, rows, broken.read_text().strip() if broken.exists() else "", facts, picture,
-                    {**defaults, **options}, record.get("plan", {}), record.get("versions", {}), page.command(record.get("command", [])))
+    return pieces.Ran(name, {**settings, **given}, free, rows, broken.read_text().strip() if broken.exists() else "", facts, picture,
+                      {**defaults, **options}, record.get("plan", {}), record.get("versions", {}), pieces.command(record.get("command", [])))
 
 
 def title(runs: Sequence[Any]) -> str:

@@ -180,7 +180,8 @@ def summary(run: Run, folder: object) -> None:
 def catalog() -> None:
     """Tasks, partitions, augmentations, participation and methods, with their options."""
     from fedjax_lab import events, models, registry, schedules
-    from fedjax_lab.data import augment, scenario, sources
+    from fedjax_lab.data import scenario, sources
+    from fedjax_lab.parts.transforms import augment
 
     print("tasks: SOURCE_MODEL[:arg=value,...]")
     print("  sources  ", ", ".join(sources.SOURCES), "and any tensorflow-datasets folder by name (mnist, cifar10, ...)")

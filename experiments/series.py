@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl import app, flags, logging
 from etils import epath
 
 from experiments import screen
@@ -36,6 +36,13 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """The run's folder."""
         return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', self.label)}-seed{self.config.seed}"
+
+
+def entry(define: Callable[[], None], main: Callable[[list[str]], int]) -> None:
+    """A program of a series: parses the flags and runs; a wrong flag is one line and exit status 2."""
+    define()
+    logging.set_verbosity(logging.FATAL)
+    app.run(main, flags_parser=screen.parse_flags)
 
 
 def define(but: Collection[str], seeds: int, table: bool = True) -> None:
@@ -210,7 +217,7 @@ def metric(results: Mapping[str, Mapping[int, list]]) -> str:
     rows = [row for runs in results.values() for run in runs.values() for row in run]
     if not rows:
         raise ValueError("every run broke off; a smaller lr is the usual cure")
-    columns = sorted(set.intersection(*(set(row) for row in rows)) - {"round", "seconds", "bytes_up", "bytes_down", "flops"})
+    columns = sorted(set.intersection(*(set(row) for row in rows)) - {"round", "seconds", "bytes_up", "bytes_down", "flops", "privacy"})
     name = FLAGS.metric or ("test_accuracy" if "test_accuracy" in columns else "test_loss")
     if name not in columns:
         raise ValueError(f"--metric={name}: not in every run; valid: {spec.nearest(name, columns)}")
@@ -232,7 +239,7 @@ def conclude(path: epath.Path, results: Mapping[str, Mapping[int, list]], said: 
     target = number("target", float, None)
     target = comparison.default_target(results, column, baseline) if target is None else target
     lines = comparison.table(results, column, baseline, target)
-    text = "\n".join([*said, "", comparison.legend(column, baseline, target, len(results[baseline])), "", comparison.markdown(lines)])
+    text = "\n".join([*said, "", comparison.legend(column, baseline, target, lines), "", comparison.markdown(lines)])
     (path / "table.md").write_text(text)
     (path / "table.csv").write_text(comparison.csv(lines))
     comparison.draw(results, column, path / "curves.png")
@@ -246,4 +253,4 @@ def settings(config: Config) -> str:
     return ", ".join([config.task, f"{config.rounds} rounds", *(f"{k} {v}" for k, v in shown.items())])
 
 
-__all__ = ["Cell", "answer", "conclude", "define", "folder", "label", "metric", "number", "pairs", "seeds", "settings", "there", "train"]
+__all__ = ["Cell", "answer", "conclude", "define", "entry", "folder", "label", "metric", "number", "pairs", "seeds", "settings", "there", "train"]

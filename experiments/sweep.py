@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import screen, series
+from experiments import series
 from fedjax_lab import config as configs
 from fedjax_lab.config import Config
 
@@ -123,12 +123,5 @@ def process(config: Config) -> float:
         return time.perf_counter() - start
 
 
-def entry() -> None:
-    """Parses the flags and runs; a wrong flag is one line and exit status 2."""
-    define()
-    logging.set_verbosity(logging.FATAL)
-    app.run(main, flags_parser=screen.parse_flags)
-
-
 if __name__ == "__main__":
-    entry()
+    series.entry(define, main)
