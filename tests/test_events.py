@@ -17,7 +17,9 @@ from fedjax_lab.parts.cohorts.uniform import uniform
 from fedjax_lab.parts.schedules.buffered import buffered
 from fedjax_lab.parts.schedules.compass import compass
 from fedjax_lab.parts.schedules.polling import polling
+from fedjax_lab.parts.schedules.replay import packed
 from fedjax_lab.parts.schedules.ticks import ticks
+from fedjax_lab.parts.schedules.triggered import triggered
 
 ROOT = jax.random.key(3)
 
@@ -151,6 +153,52 @@ def test_who_is_polled_answers_with_the_steps_done(alpha):
     fresh = [int(np.searchsorted(events.trainings(fleet(seed=s, steps=99), "geometric:0.3")(0), 20, "right")) for s in range(800)]
     assert stats.kstest(np.array(fresh) + np.random.default_rng(0).random(800), lambda x: stats.binom(20, 0.3).cdf(np.floor(x) - 1)
                         + (x - np.floor(x)) * stats.binom(20, 0.3).pmf(np.floor(x))).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("cohort, limit, latency, seed", [(2, None, 0, 0), (3, 1, 0, 1), (9, None, 2, 2), (1, 0, 1, 3)])
+def test_clients_are_triggered_second_by_second(cohort, limit, latency, seed, tmp_path):
+    """Integer times, and starts every 4 seconds; no queue."""
+    times = np.random.default_rng(seed).integers(1, 15, (9, 4)) + 0.5 - 0.5  # [N, n]
+    np.savez(tmp_path / "t.npz", times=times)
+    found = triggered(fleet(cohort=cohort, rounds=30), period=4, law=f"recorded:{tmp_path / 't.npz'}", max_staleness=limit, latency=float(latency))
+    ranks, left, base, began, updates, refused, order = cohorts(9, 9, 31), {}, {}, np.zeros(9, int), [], 0, []
+    for now in itertools.count():
+        left = {c: seconds - 1 for c, seconds in left.items()}
+        for c in [c for c in order if left[c] == 0]:
+            order.remove(c)
+            del left[c]
+            if limit is not None and len(updates) - base[c] > limit:
+                refused += 1
+            else:
+                updates.append((now, c, base[c], refused, len(left)))
+        if len(updates) >= 30:
+            break
+        for c in [c for c in ranks[len(updates)] if c not in left][: cohort if now % 4 == 0 else 0]:
+            left[c], base[c] = times[c, began[c] % 4] + latency, len(updates)
+            began[c] += 1
+            order.append(c)
+    assert [(u.time, *u.arrivals[0][:2], u.rejected, u.training) for u in found] == updates[:30]
+    assert all(len(u.arrivals) == 1 and not u.waiting for u in found)
+    assert began.sum() == len(updates) + refused + len(left)  # nothing is lost
+
+
+@pytest.mark.parametrize("schedule", [lambda f: triggered(f, period=0.3, law="exponential"), lambda f: buffered(f, buffer=2, law="exponential", max_staleness=2),
+                                      lambda f: polling(f, interval=2.0, law="geometric:0.9/0.3"), lambda f: ticks(f._replace(cohort=9), dt=0.4, law="linear"),
+                                      lambda f: compass(f._replace(cohort=9), law="lognormal:0.8")])
+def test_the_newest_model_after_every_step(schedule):
+    """Against a search through all updates, and never a model that is not there yet."""
+    found = schedule(fleet(rounds=40)._replace(watched=True))
+    latest = packed(found).latest
+    assert latest.shape == (40, max(len(u.arrivals) for u in found), 6) and (np.diff(latest, axis=2) >= 0).all()
+    newer = 0
+    for t, update in enumerate(found):
+        for slot, a in enumerate(update.arrivals):
+            steps = len(a.ends)
+            assert steps == min(a.allowance, 5) or a.allowance < 5  # polled before the end
+            there = [min(t, max(a.base, sum(u.time <= end for u in found))) for end in a.ends]
+            assert latest[t, slot].tolist()[: steps + 1] == [a.base, *there]
+            newer += there[-1] > a.base
+    assert newer > 5 and packed(schedule(fleet(rounds=40))).latest == ()
 
 
 def sample(law, count=4000, clients=2, steps=3):

@@ -1,6 +1,7 @@
 """What holds for every registered method, on one small task and one program a method (two with --all).
 
-Batches are full, which compiles fast; clients are ragged all the same, since they are allowed one to three steps.
+Batches are full, which compiles fast; clients are ragged all the same, since they are allowed one to three steps. The program is
+compiled ahead, for the types of a first state, so that whatever is computed here shows that one program serves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 from engine import tiny
 from engine.tiny import EMPTY, SLOTS, N, close, same
 from etils import epath
+from quick import quick
 
 from fedjax_lab import registry, spec
 from fedjax_lab.engine import checkpoint
@@ -26,15 +28,16 @@ MASK = np.stack([np.random.default_rng(t).random(SLOTS) < 0.7 for t in range(8)]
 AT = np.argmin(MASK, 1)  # an empty slot of each round
 WITH_EMPTY = np.where(np.arange(SLOTS) == AT[:, None], EMPTY, IDS)
 SEGMENTS = (2, 1)
-OTHERS = {"rerce-fed": {"weight": 1.0}, "rerce-fed-clu": {"weight": 1.0}}  # methods for linear regression, with options for float32
+OTHERS = {"rerce-fed": {"weight": 1.0}, "rerce-fed-clu": {"weight": 1.0}, "netlasso": {}}  # methods for linear regression, with options for float32
+FEW = {"fedftg": {"turns": 2, "generator_lr": 1e-4, "server_batch": 16}}  # methods whose steps of fixed length would amplify rounding, so few and short
 
 
 class Subject(NamedTuple):
     name: str
     factory: object
     method: Method
-    sim: Simulation
-    traces: list
+    built: Simulation
+    sim: Simulation  # the same, compiled
 
     @property
     def task(self):
@@ -53,27 +56,23 @@ class Subject(NamedTuple):
 
 @pytest.fixture(scope="module", params=list(registry.catalog("method")))
 def subject(request):
-    task, traces = tiny.counted(tiny.linear_task() if request.param in OTHERS else tiny.task())
-    method = registry.make(request.param, task, batch_size="full", epochs=3, **OTHERS.get(request.param, {}))
-    return Subject(
-        request.param, registry.catalog()[request.param], method, tiny.build(method, the_task=task, devices=2, chunk=2), traces
-    )
+    task = tiny.linear_task() if request.param in OTHERS else tiny.task()
+    method = registry.make(request.param, task, batch_size="full", epochs=3, **OTHERS.get(request.param, FEW.get(request.param, {})))
+    built = tiny.build(method, the_task=task, devices=2, chunk=2, people=tiny.semi() if method.info.family == "labels" else None)
+    return Subject(request.param, registry.catalog()[request.param], method, built, quick(built))
 
 
 def run(sim, ids=IDS, mask=MASK, segments=SEGMENTS, **more):
     return tiny.run(sim, segments, script=(ids, mask, 1 + ids % 3), **more)
 
 
-def test_it_is_traced_once_and_its_state_keeps_its_shape(subject):
+def test_its_state_keeps_its_types_and_any_cut_gives_the_same_bits(subject):
     sim = subject.sim
-    first = jax.eval_shape(sim.init, sim.world, jax.random.key(0))
     state, record = run(sim)
-    traces, programs = len(subject.traces), len(tiny.COMPILED)
-    again, _ = run(sim, segments=(2, 0, 1))
-    assert (len(subject.traces), len(tiny.COMPILED)) == (traces, programs)
-    same(state, again)  # deterministic, and segments may be cut anywhere
-    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), values._replace(key=())) for values in (first, state)]
-    assert kinds[0] == kinds[1]
+    same(state, run(sim, segments=(2, 0, 1))[0])
+    first = jax.tree.map(lambda x: (jax.typeof(x), x.sharding), tiny.start(sim))  # weak types too: nothing is traced again
+    later, _ = sim.segment(sim.world, tiny.start(sim), jnp.int32(0), jnp.int32(1))
+    assert first == jax.tree.map(lambda x: (jax.typeof(x), x.sharding), later)
     assert bool(subject.method.info.stateful) == bool(jax.tree.leaves(state.clients)) or subject.name == "fedbn"  # this task has no such layers
     start = subject.method.deploy(tiny.start(sim).server)
     moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, subject.method.deploy(state.server))), strict=True)]
@@ -82,28 +81,33 @@ def test_it_is_traced_once_and_its_state_keeps_its_shape(subject):
     assert record.rounds["finite"][0][record.rounds["mask"][0]].all()
 
 
+def test_no_gradient_is_added_over_the_devices(subject):
+    """As it would be with respect to a constant in `local`, which all devices share: start from what was sent, or from a key."""
+    lines = subject.sim.segment.as_text().split("\n")
+    assert not [line for line in lines if "all-reduce(" in line and "shard_map" in line]
+
+
 def test_the_order_of_the_cohort_changes_nothing(subject):
     same(run(subject.sim), run(subject.sim, IDS[:, ::-1], MASK[:, ::-1]), but=("participation", "'ids'"))
 
 
 def test_it_goes_on_from_a_checkpoint_exactly(subject, tmp_path):
     sim, folder = subject.sim, epath.Path(tmp_path)
-    like = sim.init.eval_shape(sim.world, jax.random.key(0))
+    like = subject.built.init.eval_shape(sim.world, jax.random.key(0))
     state, _ = sim.segment(sim.world, tiny.start(sim, script=(IDS, MASK, 1 + IDS % 3)), jnp.int32(0), jnp.int32(2))
     with checkpoint.manager(folder, 1) as manager:
         checkpoint.save(manager, 2, {}, state=state)
         through, _ = sim.segment(sim.world, state, jnp.int32(2), jnp.int32(1))  # the state that is being written is given away
-    programs = len(tiny.COMPILED)
     state = checkpoint.place(checkpoint.newest(folder, "state").groups["state"], like)
     again, _ = sim.segment(sim.world, state, jnp.int32(2), jnp.int32(1))
-    assert len(tiny.COMPILED) == programs
     same(tiny.host(through), tiny.host(again))
 
 
 @pytest.mark.full
 def test_chunk_and_devices_change_nothing(subject):
-    other = tiny.build(subject.method, the_task=subject.task)
-    close(run(subject.sim), run(other), rel=3e-6)  # steps of fixed length amplify rounding
+    people = tiny.semi() if subject.method.info.family == "labels" else None
+    other = tiny.build(subject.method, the_task=subject.task, people=people)  # as it is compiled for users
+    close(run(subject.sim), run(other), rel=1e-5)  # another compiler rounds otherwise, and steps of fixed length amplify it
 
 
 def test_empty_slots_and_clients_without_data_change_nothing(subject):
@@ -145,11 +149,16 @@ def test_bytes_are_reported_both_ways(subject):
     for way in ("bytes_up", "bytes_down"):
         assert rounds[way].dtype == np.uint32
         moved, there = rounds[way][0] > 0, rounds["mask"][0] & (subject.name != "local")  # which sends nothing
+        there &= way == "bytes_up" or subject.name != "netlasso"  # whose nodes send to each other
+        if (subject.name, way) == ("analyticfl", "bytes_up"):  # which sends once, some of these clients before
+            assert moved.any() and not moved.all()
+            there &= moved
         np.testing.assert_array_equal(moved | there & np.any(rounds.get(f"all_{way}", False)), there)
 
 
+@pytest.mark.full
 def test_the_state_vmaps_over_seeds_abstractly(subject):
-    sim = subject.sim
+    sim = subject.built
     states = jax.eval_shape(jax.vmap(lambda seed: sim.init(sim.world, jax.random.key(seed))), jnp.arange(2))
     out, _ = jax.eval_shape(jax.vmap(sim.segment, (None, 0, None, None)), sim.world, states, jnp.int32(0), jnp.int32(1))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), out) == jax.tree.map(lambda x: (x.shape, x.dtype), states)

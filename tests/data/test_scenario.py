@@ -46,7 +46,7 @@ def test_a_partition_file_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("iid+iid", "one partition"), ("rotation+iid", "is not valid; expected longtail, subset, public, domains first"), ("longtail",
+    ("iid+iid", "one partition"), ("rotation+iid", "is not valid; expected longtail, subset, public, holdout, domains first"), ("longtail",
                                                                                                                "one part"),
     ("", "one partition"), ("iid+rotaton", "unknown partition 'rotaton'.*did you mean 'rotation'"), ("iid+semi:2",
                                                                                                      "option 'share' of 'semi'"),
@@ -84,6 +84,29 @@ def test_public_examples_belong_to_nobody():
     assert both.public is shared and both.examples == 100
 
 
+def test_holdout_makes_the_others_public():
+    """Roles stay whole: a few are clients, tested on their own lines, and what all others say is public."""
+    rng = np.random.default_rng(0)
+    sides = [{"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.integers(0, 2, n).astype(np.int32)} for n in (60, 30)]
+    owner, theirs = np.arange(60) % 10, np.arange(30) % 10
+    toy = source.make("toy", *sides, 2, {"role": owner}, {"role": theirs})
+    few = select.holdout(toy, KEY, 3)
+    stay = np.unique(few.keys["role"])
+    assert len(stay) == 3 and set(few.test_keys["role"]) == set(stay)
+    np.testing.assert_array_equal(few.train["x"], sides[0]["x"][np.isin(owner, stay)])
+    np.testing.assert_array_equal(few.public["x"], sides[0]["x"][~np.isin(owner, stay)])
+    np.testing.assert_array_equal(few.test["x"], sides[1]["x"][np.isin(theirs, stay)])
+    assert few.manifest["public_examples"] == 42 and few.manifest["test_examples"] == 9
+    crowd = scenario.build("holdout:3+natural", toy, key=KEY)
+    assert crowd.clients == 3 and len(crowd.public["x"]) == 42 and crowd.test.size.tolist() == [3, 3, 3]
+    untested = select.holdout(toy._replace(test_keys={}), KEY, 3)
+    assert len(untested.test["y"]) == 30 and untested.examples == 18
+    for origin, count, message in ((toy, 10, "holdout:10 is not valid: there are 10 natural clients, and some must become public"),
+                                   (DIGITS, 3, "'holdout' needs natural clients, which source 'digits' lacks")):
+        with pytest.raises(ValueError, match=message):
+            select.holdout(origin, KEY, count)
+
+
 @fast
 @given(labels=st.lists(st.integers(0, 5), min_size=2, max_size=120), key=st.integers(0, 5).map(jax.random.key), data=st.data())
 def test_selections_leave_each_example_once_or_out(labels, key, data):
@@ -114,12 +137,11 @@ def test_every_example_stays_in_its_domain_and_is_used_once(domain, key, data):
     assert len(part.size) == clients and all(len(set(domain[part.index[o: o + n]])) == 1 for o, n in zip(part.offset, part.size))
 
 
-def test_a_sequence_of_tasks_is_no_single_population():
+def test_a_sequence_of_tasks_has_stages():
     tasks = scenario.stages("dirichlet:0.3+rotation:2+class_incremental:5", DIGITS, key=KEY, clients=12)
     assert len(tasks) == 5 and sum(task.manifest["examples"] for task in tasks) == 1442
     assert len(scenario.stages("iid", DIGITS, key=KEY, clients=3)) == 1
-    with pytest.raises(ValueError, match="'iid.class_incremental:5' is a sequence of 5 tasks"):
-        people("iid+class_incremental:5")
+    assert people("iid+class_incremental:5").stages.size.shape[0] == 5 and people("iid").stages is None
 
 
 def test_parties_split_the_features_of_the_selected_examples():

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from engine import tiny
 from etils import epath
+from quick import QUICK
 
 from fedjax_lab.engine import checkpoint, mesh, sync
 from fedjax_lab.parts.cohorts.markov import markov
 from fedjax_lab.parts.wires.topk import topk
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}  # compiles faster, runs longer
 
 
 class Leaves(NamedTuple):

@@ -78,7 +78,7 @@ def surveying() -> Method:
         return {**aggregate, "cohort": {k: v for k, v in cohort._asdict().items() if k != "public"}, "mask": cohort.mask}
 
     def init_server(key, params, census):
-        cohort = {k: jnp.zeros(SLOTS, jnp.int32) for k in ("ids", "size", "steps", "staleness")} | {"mask": jnp.zeros(SLOTS, bool)}
+        cohort = {k: jnp.zeros(SLOTS, jnp.int32) for k in ("ids", "size", "steps", "staleness", "roster")} | {"mask": jnp.zeros(SLOTS, bool)}
         cohort |= {"clients": jnp.int32(0), "clock": jnp.int32(0), "counts": jnp.zeros((SLOTS, census.classes))}
         stacks = {"stack": jnp.zeros((SLOTS, DIM)), "weights": jnp.zeros(SLOTS)}
         return {f: stacks.get(f, jnp.zeros(DIM)) for f in FIELDS} | {"cohort": cohort, "mask": jnp.zeros(SLOTS, bool)}

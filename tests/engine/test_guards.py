@@ -63,6 +63,7 @@ def test_one_lean_program_serves_every_segment(path, dumped):
     assert (len(traces), len(tiny.COMPILED)) == before and min(before) > 0
 
 
+@pytest.mark.full
 def test_phases_with_everyone_move_nothing_between_host_and_device():
     sim, _ = simulation("phases with everyone")
     arguments = jax.device_put((jnp.int32(0), jnp.int32(2), jnp.bool_(True)), mesh.replicated(mesh.make(2)))

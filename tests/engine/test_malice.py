@@ -169,3 +169,15 @@ def test_refusals():
     sim = build(method=method._replace(local=local, serve=lambda key, server, aggregate, cohort: server), adversary=attacked(FLIP))
     with pytest.raises(ValueError, match="^--attack: method 'own' has no field 'model' in its uploads to forge, only other"):
         trained(sim, (1,))
+
+
+def test_memory_of_a_stack_is_announced_and_too_many_attackers_are_warned_about():
+    from experiments import screen
+    from fedjax_lab import config, run
+
+    settings = {"task": "digits_logreg", "clients": 10, "cohort": 10, "devices": 1, "chunk": 1}
+    with pytest.warns(UserWarning, match="^--attack=sign-flip:0.4: 4 attackers are expected in a cohort of 10; the aggregator is made for 2 at most"):
+        prepared = run.prepare(config.make({**settings, "aggregator": "krum:0.2", "attack": "sign-flip:0.4"}))
+    assert prepared.simulation.plan["stack_bytes"] == 10 * 650 * 4 and ", uploads of a round 26.0 KB)" in screen.plan(prepared)
+    plain = run.prepare(config.make(settings))
+    assert plain.simulation.plan["stack_bytes"] == 0 and "uploads" not in screen.plan(plain)

@@ -10,7 +10,7 @@ import pytest
 from engine import tiny
 from engine.test_exchange import FREE, IDS, MASK, MEAN, SIZE, deployed, halving, mean_of
 from engine.tiny import DIM, SLOTS, N
-from methods.bench import QUICK
+from quick import quick
 
 from fedjax_lab import rules
 from fedjax_lab.engine import mesh, sync
@@ -109,12 +109,6 @@ def numpy_loop(coins):
             row["echo"] = row["turns"] - turns
             server["echoed"] = (MEAN * turns[:, None]).sum(0)
     return server, row, memory
-
-
-def quick(sim):
-    """The same simulation, compiled in a third of the time."""
-    args = sim.world, tiny.start(sim), jnp.int32(0), jnp.int32(0)
-    return sim._replace(segment=sim.segment.lower(*args).compile(compiler_options=QUICK))
 
 
 @functools.cache

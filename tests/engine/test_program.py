@@ -190,6 +190,7 @@ def test_double_precision_belongs_to_the_experiment():
     assert out.stdout.strip() == "fine", out.stderr[-2000:]
 
 
+@pytest.mark.full
 def test_one_seed_among_several_is_that_seed_alone():
     """Seeds are one more vmap; cohorts come from the key, so that masks and trip counts differ between them."""
     method = tiny.averaging(tiny.task(), tiny.work(batch_size="full", epochs=3))

@@ -151,5 +151,31 @@ def test_the_method_hears_of_staleness_and_factor():
     np.testing.assert_array_equal(record.rounds["sent"], bases)  # every update adds one: the model after `base` updates
 
 
+def test_a_client_may_ask_again_and_the_server_too():
+    """Of two exchanges the first starts from an earlier model and asks for the newest one in mid-training; the second is with the present one."""
+    def asks(key, message, client, data):
+        fresh = data.download(data.id % 6)
+        values = {"clock": data.clock, "then": fresh.clock, "sent": message["model"]["count"], "newer": fresh.message["model"]["count"]}
+        return Result({"model": {"count": jnp.float32(1)}}, 1.0, keep=data.id, metrics={k: jnp.float32(v) for k, v in values.items()})
+
+    def told(key, message, client, data):
+        return Result({}, 0.0, metrics={"now": message["model"]["count"], "kept": jnp.float32(data.keep), "late": jnp.float32(data.staleness)})
+
+    base = Method(asks, init_server=lambda key, params, census: {"count": jnp.float32(0)}, deploy=lambda server: tiny.task().init(jax.random.key(0)),
+                  downloads=True)
+    second = base.phase(local=told, serve=lambda key, server, aggregate, cohort: server, now=True)
+    fleet = Fleet(jax.random.key(SEED), N, 8, ROUNDS, np.full(N, 5), watched=True)
+    updates = buffered(fleet, buffer=1, law="exponential")
+    _, record = after(build(replay(updates), method=base._replace(phases=(base.phase(), second))))
+    times, heard = [u.time for u in updates], [u.arrivals[0] for u in updates]
+    then = [a.base if a.client % 6 == 0 else min(n, max(a.base, sum(t <= a.ends[a.client % 6 - 1] for t in times))) for n, a in enumerate(heard)]
+    assert [a.base for a in heard] != then != list(range(ROUNDS))
+    for name, expected in (("then", then), ("newer", then), ("sent", [a.base for a in heard]), ("now", np.arange(1, ROUNDS + 1)),
+                           ("kept", [a.client for a in heard]), ("late", np.zeros(ROUNDS))):
+        np.testing.assert_array_equal(record.rounds[name], expected, err_msg=name)
+    extra = np.array([t > a.base for t, a in zip(then, heard, strict=True)])
+    np.testing.assert_array_equal(record.rounds["bytes_down"][:, 0], 4 * (2 + extra))  # nothing is sent of what a client has
+
+
 def test_chunk_and_devices_change_nothing():
     close(after(build(replay(late()[0]), chunk=1, devices=2))[0]._replace(key=()), done()[0]._replace(key=()), rel=3e-6)

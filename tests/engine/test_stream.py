@@ -127,6 +127,7 @@ def test_a_share_holds_its_clients_in_order():
     assert share.population.test.index[:3].tolist() == [3, 1, 2] and share.population.test.size.tolist() == [2, 1, 0]
 
 
+@pytest.mark.full
 def test_another_run_of_the_same_simulation_is_not_fed_with_this_ones_clients():
     people, method = tiny.population(), subject()
     how = {"mesh": mesh.make(1), "length": 1}

@@ -42,6 +42,14 @@ def population(spare: int = 4) -> Population:
     )
 
 
+@functools.cache
+def semi() -> Population:
+    """The same clients, of whose examples some have a label."""
+    people = population()
+    train = people.train._replace(examples={**people.train.examples, "labeled": people.train.examples["x"][:, 5] > 0})
+    return people._replace(train=train)
+
+
 def _examples(rng, n):
     x = rng.normal(size=(n, DIM)).astype(np.float32)
     return {"x": x, "y": x[:, :CLASSES].argmax(1).astype(np.int32)}
@@ -82,7 +90,10 @@ def task(dtype=jnp.float32) -> Task:
         values = metrics(apply(params, clean), clean)["loss"]
         return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1), Aux()
 
-    return Task("tiny", init, apply, loss, metrics, features, head)
+    def taps(params, batch):
+        return {"body/kernel": batch["x"].astype(dtype)[:, None], "head/kernel": features(params, batch)[:, None]}
+
+    return Task("tiny", init, apply, loss, metrics, features, head, taps)
 
 
 def linear_task(dtype=jnp.float32) -> Task:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
+import interruption
 import jax
 import pytest
 from absl import flags
 
 from experiments import screen, series, train
-from fedjax_lab import workdir
+from fedjax_lab import config as configs
+from fedjax_lab import run, workdir
 
 SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=1")
 
@@ -24,6 +26,21 @@ class Done(NamedTuple):
     @property
     def rows(self) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in workdir.history(str(self.path))]
+
+
+@pytest.fixture(scope="session")
+def prepared():
+    """One compiled program for all runs that something happens to and that need no command line."""
+    jax.devices()  # the backend starts with the devices of tests/conftest.py
+    return run.prepare(configs.make(interruption.SETTINGS))
+
+
+@pytest.fixture(scope="session")
+def whole(prepared, tmp_path_factory):
+    """The run that nothing happened to."""
+    path = tmp_path_factory.mktemp("whole")
+    interruption.go(path, prepared)
+    return interruption.outcome(path)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +97,8 @@ def job(monkeypatch, capsys, tmp_path, programs):
             status = train.main(screen.parse_flags(["train", f"--workdir={path}", *base, *argv]))
         except SystemExit as stop:
             status = stop.code
+        if status == 143:  # the runs of these tests are not told to end: whoever did so meant this process, as a limit of time does
+            pytest.exit("SIGTERM came while a test trained", 143)
         return Done(status, *capsys.readouterr(), path)
 
     jax.devices()  # the backend starts with the devices of tests/conftest.py, whatever --devices says

@@ -133,6 +133,16 @@ def test_npz_is_read(given, tmp_path):
     assert train["x"].sum(dtype=np.float64) == pytest.approx(source.train["x"].sum(dtype=np.float64))
 
 
+def test_rivals_are_those_that_are_asked_for(given, monkeypatch):
+    monkeypatch.setattr(run, "prepare", lambda config: None)
+    monkeypatch.setattr(workloads, "check_even", lambda prepared, kind: None)
+    monkeypatch.setattr(workloads, "rival", lambda prepared, kind: f"a {kind} round")
+    monkeypatch.setattr(measure, "measure", lambda prepared, warmup, rivals: {kind: make() for kind, make in rivals.items()})
+    for ways in ((), ("reference",), ("plain",), ("reference", "plain")):
+        given("--workload=digits", *(f"--{kind}" for kind in ways))
+        assert bench.one("digits", 0) == {"workload": "digits", **{kind: f"a {kind} round" for kind in ways}}
+
+
 def test_several_workloads_are_processes(given, monkeypatch, capsys):
     calls = []
 
@@ -313,6 +323,7 @@ def test_axes_hold_what_they_say():
     assert max(value for _, value, _ in scale.AXES["population"]()) == 15_000_000
 
 
+@pytest.mark.full
 def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
     small = [("logreg", n, scale.crowd("logreg", n, 6, 3, 3, dim=4, devices="1")) for n in (5, 50)]
     monkeypatch.setattr(scale, "AXES", {"clients": lambda: small, "cohort": lambda: small})
@@ -327,6 +338,17 @@ def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path):
     assert f"{longest:.2f} times the shortest" in text and "| clients | logreg | 50 |" in text
     report.write(tmp_path, [], [{**points[0], "axis": "cohort"}])
     assert [(p["axis"], p["value"]) for p in report.read(tmp_path)["scale"]] == [("clients", 5), ("clients", 50), ("cohort", 5)]
+
+
+def test_scale_varies_the_axes_that_are_named(given, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(scale, "run_axes", lambda axes, shared: asked.append((*axes, shared)) or [])
+    monkeypatch.setattr(report, "write", lambda folder, rows, points: None)
+    for more, axes in ((("--axes=cohort,devices", "--chunk=2"), ["cohort", "devices"]), ((), list(scale.AXES))):
+        asked.clear()
+        given("--scale", f"--out={tmp_path}", *more)
+        assert bench.main(["bench"]) == 0 and [axis for axis, _ in asked] == axes
+        assert all(("chunk" in shared) == bool(more) for _, shared in asked)
 
 
 def row(**changes):
@@ -408,6 +430,7 @@ def test_unknown_flag_of_the_command():
     assert "speed" in done.stderr
 
 
+@pytest.mark.full
 def test_arrivals_are_simulated_by_both(given, monkeypatch, capsys):
     given("--arrivals")
     real = arrivals.compare

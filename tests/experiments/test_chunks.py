@@ -60,6 +60,7 @@ def slow_but(fast):
     return lambda simulation: 100.0 + abs(simulation.plan["chunk"] - fast)
 
 
+@pytest.mark.full
 def test_the_fastest_of_a_few_is_taken_and_remembered(tmp_path, monkeypatch, lines):
     monkeypatch.setattr(chunks, "pace", slow_but(1))
     prepared = chunks.fitted(run.prepare(settings(tmp_path, rounds=400)), lines.append)
@@ -114,6 +115,7 @@ def test_memory_for_nobody_is_an_error(tmp_path, lines):
         chunks.fitted(short(run.prepare(settings(tmp_path)), most=0), lines.append)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_the_chunk_that_it_began_with(tmp_path):
     folder = tmp_path / "run"
     begun = {**SETTINGS, "cache_dir": str(tmp_path), "workdir": str(folder)}

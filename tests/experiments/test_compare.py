@@ -158,6 +158,31 @@ def test_table_of_known_runs():
     assert "3, 1 broke off" in text and "never" in text and "-0.0500 (" in text and len({len(line) for line in text.splitlines()}) == 1
 
 
+def test_ledgers_are_columns_where_a_run_has_them():
+    clocked = [{**row, "time": 2.5 * i, "uploads": 4 * i, "rejected": i} for i, row in enumerate(rows([0, 0.5, 0.8]))]
+    private = [{**row, "epsilon": e, "privacy": "epsilon at delta=1e-05 by RDP, all clients"} for e, row in zip((0, 1.25, 2.75), rows([0, 0.2, 0.3]), strict=True)]
+    bare = [{**row, "epsilon": math.inf, "privacy": "epsilon is infinite: no noise"} for row in rows([0, 0.1])]
+    apart = [{**row, "consensus_distance": 0.125} for row in rows([0, 0.6])]
+    results = {"plain": {0: rows([0, 0.4, 0.9])}, "clocked": {0: clocked, 1: clocked}, "private": {0: private}, "bare": {0: bare}, "apart": {0: apart}}
+    lines = comparison.table(results, "test_accuracy", "plain", 0.45)
+    found = {line["name"]: line for line in lines}
+    assert [found["clocked"][k] for k in ("time", "uploads", "rejected", "time_to_target")] == [5.0, 8, 2, 2.5]
+    assert all(math.isnan(found["plain"][k]) for k in (*comparison.LEDGER, "time_to_target")) and found["plain"]["privacy"] == ""
+    assert (found["private"]["epsilon"], found["bare"]["epsilon"], found["apart"]["consensus_distance"]) == (2.75, math.inf, 0.125)
+    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in comparison.markdown(lines).splitlines()]
+    shown = {line[0]: dict(zip(head, line, strict=True)) for line in body}
+    columns = ("time to target", "virtual time", "uploads", "rejected", "consensus distance", "epsilon")
+    assert [shown["clocked"][c] for c in columns] == ["2.5", "5", "8", "2", "-", "-"] and [shown["plain"][c] for c in columns] == ["-"] * 6
+    assert [shown[name]["epsilon"] for name in ("private", "bare")] == ["2.75", "infinite"] and shown["apart"]["consensus distance"] == "0.125"
+    text = comparison.legend("test_accuracy", "plain", 0.45, lines)
+    assert "- private: epsilon at delta=1e-05 by RDP, all clients\n- bare: epsilon is infinite: no noise" in text and "law of delays" in text
+    written = {line["name"]: line for line in csv.DictReader(comparison.csv(lines).splitlines())}
+    assert written["private"]["privacy"] == "epsilon at delta=1e-05 by RDP, all clients" and float(written["bare"]["epsilon"]) == math.inf
+    assert written["clocked"]["rejected"] == "2.0" and written["plain"]["time"] == "" and list(written["plain"]) == list(lines[0])
+    honest = comparison.table({"plain": results["plain"]}, "test_accuracy", "plain", 0.45)
+    assert "virtual" not in comparison.markdown(honest) + comparison.legend("test_accuracy", "plain", 0.45, honest).lower()
+
+
 def test_less_of_a_loss_is_better():
     results = {"a": {0: rows([3, 1, 2], "test_loss")}, "b": {0: rows([3, 2, 1.5], "test_loss")}}
     a, b = comparison.table(results, "test_loss", "a", 1.6)
@@ -172,12 +197,12 @@ def test_a_difference_that_leaves_out_zero_is_bold():
 
 
 def test_bands_and_axes(tmp_path):
-    runs = [rows([0.1, 0.3, 0.5], virtual_time=5.0), rows([0.3, 0.3], virtual_time=7.0)]
+    runs = [rows([0.1, 0.3, 0.5], time=5.0), rows([0.3, 0.3], time=7.0)]
     assert comparison.band(runs, "round", "test_accuracy") == pytest.approx(np.array([[0, 0.2, 0.1], [10, 0.3, 0]]))
     assert comparison.band(runs, "megabytes", "test_accuracy")[:, 0] == pytest.approx([0, 101 / 1e6])
-    assert comparison.band(runs, "virtual_time", "test_accuracy")[:, 0] == pytest.approx([6, 6])
+    assert comparison.band(runs, "time", "test_accuracy")[:, 0] == pytest.approx([6, 6])
     sizes = []
-    for number, more in enumerate(({}, {"virtual_time": 1.0})):
+    for number, more in enumerate(({}, {"time": 1.0})):
         file = tmp_path / f"{number}.png"
         comparison.draw({"a": {0: rows([0.1, 0.2], **more)}, "broken": {0: []}}, "test_accuracy", file)
         sizes.append(int.from_bytes(file.read_bytes()[16:20], "big"))

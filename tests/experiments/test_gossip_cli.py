@@ -37,6 +37,7 @@ def test_a_global_method_runs_when_that_is_allowed(job):
         assert column(done, name) == pytest.approx(column(full, name), abs=1e-5)
 
 
+@pytest.mark.full
 def test_it_goes_on_in_the_middle_of_a_changing_graph(job):
     flags = (*GOSSIP, "--graph=random:3", "--participation=uniform+dropout:0.3")
     whole, cut = job(*flags, base=BASE), job(*flags, "--rounds=2", base=BASE)

@@ -16,6 +16,7 @@ FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
 SHOWN = ("scaffold",)  # in the default matrix
+HIDDEN = dict.fromkeys(("fedma", "fot"), {"task": "digits_mlp:widths=6"})  # what needs a hidden layer
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +64,14 @@ def test_a_run_among_many_is_the_run_alone(name):
     off, said = floats(name), []
     default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}
     whole = {"cohort": SMALL["clients"]} if "participation" in factory_of(name).info.refuses else {}
-    cells = [configs.make({**SMALL, **whole, "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
+    cells = [configs.make({**SMALL, **whole, **HIDDEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
     results = {at: trained for at, _, trained in many.each(cells, report=said.append)}
     assert any("side by side" in line for line in said)
     assert [results[at].config for at in range(3)] == cells and not any(results[at].broken for at in range(3))
     close(rows(results[1].history), alone(cells[1]), rel=2e-5)
 
 
+@pytest.mark.full
 def test_where_memory_is_short_runs_go_one_by_one_with_the_same_bits(monkeypatch):
     monkeypatch.setattr(many, "room", lambda: 1.0)
     said = []
@@ -94,6 +96,7 @@ def test_fields_are_swept_too():
     assert many.groups(cells) == [[0], [1]]
 
 
+@pytest.mark.full
 def test_options_that_python_reads_have_programs_of_their_own(compiled):
     @method(family="test", paper="none", year=2026)
     def hesitant(task, work, *, pull: float = 0.1, push: float = 1.0):

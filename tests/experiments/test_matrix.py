@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("matrix") / "W"
 
 
+@pytest.mark.full
 def test_it_is_interrupted_and_goes_on(program, folder, monkeypatch):
     real, written = series.write, []
 

@@ -9,7 +9,7 @@ import pytest
 from fedjax_lab import registry, spec
 from fedjax_lab.methods.__main__ import main
 
-KINDS = {"method", "wire", "aggregator", "server", "attack", "privacy", "model", "audit"}
+KINDS = {"method", "wire", "aggregator", "server", "attack", "privacy", "model", "audit", "analytics"}
 
 
 @pytest.fixture(scope="module")

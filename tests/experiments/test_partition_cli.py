@@ -54,6 +54,7 @@ def test_files_and_what_is_printed(show):
     assert (facts(done)["clients"], facts(done)["examples"], facts(done)["partition"]) == (8, 1442, "dirichlet:0.3")
 
 
+@pytest.mark.full
 def test_a_run_stores_the_same_manifest_and_picture(show, job):
     more = ("--partition=longtail:10+dirichlet:0.3+rotation:2", "--client_test=0.3", "--data_seed=5")
     shown, run = show(*more), job(*more, "--rounds=1")

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-START = re.search(r"## Start\n.*?```bash\n(.*?)```", TEXT, re.S)[1].splitlines()
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+START = re.search(r"## Start\n.*?```bash\n(.*?)```", TEXT, re.DOTALL)[1].splitlines()
 SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=2", "--eval_every=1", "--devices=1", "--set=batch_size=full")
 QUICKLY = {"train": SMALL, "partition": (), "compare": (*SMALL, "--seeds=2"), "report": ()}
 

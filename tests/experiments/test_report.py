@@ -13,7 +13,7 @@ import pytest
 from experiments import report, series
 from fedjax_lab import config as configs
 from fedjax_lab import many, run, workdir
-from fedjax_lab.metrics import page, svg
+from fedjax_lab.metrics import ledgers, pieces, svg
 
 SECTIONS = ["Result", "Configuration", "Partition", "Curves", "Clients", "Communication", "Computation", "Privacy", "System", "Numbers"]
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -25,6 +25,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
+        self.source = text
         self.open, self.tags, self.attributes, self.words, self.captions = [], [], [], [], []
         self.feed(text)
         self.close()
@@ -108,7 +109,7 @@ def test_one_run(made, folders):
     found.self_contained()
     rows = workdir.history(str(folders / "one"))
     assert all(text in found.words for row in rows for text in shown(row))
-    assert page.NO_PRIVACY in found.text and "0.1500" in found.words  # the last accuracy, as a tile
+    assert ledgers.NO_PRIVACY in found.text and "0.1500" in found.words  # the last accuracy, as a tile
     assert "What differs" not in found.text and jax.__version__ in found.words
 
 
@@ -207,14 +208,44 @@ def test_an_older_run_without_ledger_and_picture(made, folders, tmp_path):
 def test_privacy_is_shown_where_a_run_has_it(made, folders, tmp_path):
     path = tmp_path / "private"
     shutil.copytree(folders / "one", path)
-    (path / "metrics.jsonl").write_text("".join(json.dumps({**row, "epsilon": 3.5, "delta": 1e-5}) + "\n" for row in workdir.history(str(path))))
-    text = made(path)[3].text
-    assert "3.5" in text.split("\n") and "1e-05" in text.split("\n") and "infinite" not in text
-    assert "fedprox" in made(path, folders / "three" / "runs" / "fedprox-seed0")[3].text
+    said = "epsilon at delta=1e-05 by RDP, Poisson cohorts of 3 of 12 clients"
+    extended(path, lambda at: {"epsilon": 1.75 * at, "privacy": said})
+    found = made(path)[3]
+    assert "3.5" in found.words and said in found.words and "infinite" not in found.text
+    assert "The run: epsilon, against round" in found.captions and coordinates_of(found, "The run: epsilon, against round") == 3
+    both = made(path, folders / "three" / "runs" / "fedprox-seed0")[3]
+    assert "fedprox, mu=0.25: no privacy mechanism: epsilon is infinite." in both.text
+    extended(path, lambda at: {"epsilon": float("inf"), "privacy": "epsilon is infinite: c is bare"})
+    found = made(path)[3]
+    assert found.words.count("infinite") == 2 and "epsilon is infinite: c is bare" in found.words and "The run: epsilon, against round" not in found.captions
+
+
+def test_the_schedule_is_shown_where_a_run_has_one(made, folders, tmp_path):
+    assert "Schedule" not in made(folders / "one")[3].words
+    clocked, gossip = (shutil.copytree(folders / "one", tmp_path / name) for name in ("clocked", "gossip"))
+    extended(clocked, lambda at: {"time": 12.5 * at, "uploads": 30 * at, "rejected": 4 * at, "waiting": 1, "training": 2})
+    extended(gossip, lambda at: {"consensus_distance": 0.375 * at})
+    found = made(clocked)[3]
+    assert {"25", "60", "8", "1", "2", "waiting at the end"} <= set(found.words) and "virtual time" in found.words
+    assert {"The run: uploads, against virtual time", "Global model, central test set: accuracy, against virtual time"} <= set(found.captions)
+    found = made(gossip)[3]
+    assert "The run: consensus distance, against round" in found.captions and "0.75" in found.words and "virtual time" not in found.words
+
+
+def extended(path, more):
+    """Adds columns to the rows of a run, from their number."""
+    rows = workdir.history(str(path))
+    (path / "metrics.jsonl").write_text("".join(json.dumps({**row, **more(at)}) + "\n" for at, row in enumerate(rows)))
+
+
+def coordinates_of(found, caption):
+    """How many points the curve of this caption has."""
+    picture = found.source[found.source.index(f'aria-label="{caption}"'):]
+    return len(coordinates(picture)[0])
 
 
 def test_the_command_hides_where_the_program_lies():
-    assert page.command(["/home/somebody/lab/experiments/compare.py", "--methods=a,b", "--title=x y"]) == "python -m experiments.compare --methods=a,b '--title=x y'"
+    assert pieces.command(["/home/somebody/lab/experiments/compare.py", "--methods=a,b", "--title=x y"]) == "python -m experiments.compare --methods=a,b '--title=x y'"
 
 
 def coordinates(picture):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ from scipy import stats
 from experiments import series, sweep
 from fedjax_lab import config as configs
 from fedjax_lab import resume, run, workdir
+from fedjax_lab.metrics import comparison
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = ("--task=digits_logreg", "--clients=6", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=2", "--set=batch_size=full", "--seeds=3")
@@ -206,6 +208,41 @@ def test_refused_for_what_the_folder_holds(done, program, folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     status, _, err = program(sweep, *BASE, f"--workdir={tmp_path}")
     assert status == 2 and "already holds notes.txt" in err and shown(tmp_path) == ["notes.txt"]
+
+
+def test_a_full_disk_loses_nothing(done, folder, monkeypatch):
+    assert done()[0] == 0
+    before = histories(folder)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "draw", refuse)
+        status, _, err = done()
+    assert status == 1 and err == "error: [Errno 28] No space left on device; what was written before is kept, and the same command goes on\n"
+    assert histories(folder) == before and done()[0] == 0
+
+
+def test_a_run_that_is_damaged_or_newer_is_named_and_one_that_is_cut_short_is_trained_again(done, folder):
+    assert done()[0] == 0
+    path = folder / "runs" / RUNS[0]
+    record, rows = ((path / name).read_text() for name in ("config.json", "metrics.jsonl"))
+    config = configs.make(json.loads(record)["config"])
+    changes = {
+        "config.json is by fedjax_lab 99.1, this is": ("config.json", json.dumps({**json.loads(record), "versions": {"fedjax_lab": "99.1"}})),
+        "config.json is not that of a run, or damaged": ("config.json", "{"), "line 1 of metrics.jsonl is damaged": ("metrics.jsonl", "{\n" + rows),
+    }
+    for words, (name, text) in changes.items():
+        kept = (path / name).read_text()
+        (path / name).write_text(text)
+        status, _, err = done()
+        assert status == 2 and words in err and err.count("\n") == 1 and (path / name).read_text() == text
+        (path / name).write_text(kept)
+    assert len(series.found_at(path, config)) == 3
+    (path / "metrics.jsonl").write_text(rows[:-20])
+    assert series.found_at(path, config) is None
+    (path / "metrics.jsonl").write_text(rows)
 
 
 def test_help():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 import struct
 
 import jax
@@ -76,6 +77,11 @@ def test_readers_see_the_rows(reader, tmp_path):
     assert head == (0, begun, "brain.Event:2", {})
     assert first == (0, begun, "", {"seconds/seconds": 0.0, "test/test_loss": 2.5, "bytes/bytes_up": 0.0})
     assert second == (300, begun + 1.5, "", {"seconds/seconds": 1.5, "test/test_loss": -0.25, "train/train_loss": 1.0, "bytes/bytes_up": 2.0**40})
+
+
+def test_words_are_no_point():
+    file = pathlib.Path("events.out.tfevents.0000000100.fedjax_lab")
+    assert tensorboard.encode([{**ROWS[0], "privacy": "epsilon at delta=1e-05"}], file) == tensorboard.encode(ROWS[:1], file)
 
 
 def test_the_checksum():

@@ -94,7 +94,7 @@ EFFECTS = {
     "client_state": ("host", lambda a, b: same((plan_of(a)["client_state"], plan_of(b)["client_state"]), ("device", "host")) or same(a.rows, b.rows)),
     "lanes": ("16", lambda a, b: same((plan_of(a)["lanes"], plan_of(b)["lanes"]), (8, 16)) or close(a, b)),
 }
-APART = {"schedule", "graph", "allow_untested", "partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_schedules.py, test_gossip_cli.py, test_resume.py, test_model_axis.py, test_statistics.py
+APART = {"schedule", "graph", "allow_untested", "partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "init", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_schedules.py, test_gossip_cli.py, test_resume.py, test_model_axis.py, test_statistics.py, test_starts.py
 
 
 def test_every_flag_is_tested():
@@ -118,6 +118,7 @@ def test_partition_file(job, tmp_path):
     assert "50 training examples" in done.out
 
 
+@pytest.mark.full
 def test_precision(job):
     for name, spelled in (("float32", "HIGHEST"), ("default", "DEFAULT")):
         assert job(f"--precision={name}", "--rounds=1").status == 0

@@ -45,6 +45,7 @@ def test_metrics_of_personal_models(job):
     assert rows[-1]["personal_client_test_accuracy_mean"] != rows[-1]["client_test_accuracy_mean"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("given", [
     ("--set=lr=0.03", "--set=batch_size=full", "--set=client_optimizer=momentum:0.5,nesterov=true", "--seed=3"),
     ("--method=fedprox", "--set=mu=0.3", "--task=digits_mlp:widths=8/4", "--partition=longtail:2+shards:2", "--client_test=0.25"),

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from quick import QUICK
 
 from fedjax_lab import registry
 from fedjax_lab.data.quadratic import quadratic_task
@@ -20,7 +21,6 @@ from fedjax_lab.types import Aux, ClientData, Draw, Method, Participation, Popul
 DIM = 3
 TASK = quadratic_task(DIM, start=1.0)
 NOISY = quadratic_task(DIM, noise=0.5, start=1.0)
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}  # compiles four times faster, runs longer
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from fedjax_lab.types import Participation
 
 
 @functools.cache
-def rolled(text: str, *, cohort: int = 6, rounds: int = 4, clients: int = 6, steps: int = 5) -> Participation:
+def rolled(text: str, *, cohort: int = 6, rounds: int = 4, clients: int = 6, steps: int = 5, watched: bool = False) -> Participation:
     """A schedule as --schedule names it."""
-    fleet = Fleet(jax.random.key(0), clients, cohort, rounds, np.full(clients, steps))
+    fleet = Fleet(jax.random.key(0), clients, cohort, rounds, np.full(clients, steps), watched)
     return replay(spec.build("schedule", text, registry.catalog("schedule"), fleet))

@@ -103,7 +103,10 @@ def classifier_task() -> Task:
         nll, mask = metrics(apply(params, batch), batch)["loss"], batch["mask"]
         return jnp.sum(jnp.where(mask, nll, 0)) / jnp.maximum(mask.sum(), 1), Aux()
 
-    return Task("tiny", init, apply, loss, metrics, features, head)
+    def taps(params, batch):
+        return {"w1": batch["x"][:, None], "w2": features(params, batch)[:, None]}
+
+    return Task("tiny", init, apply, loss, metrics, features, head, taps)
 
 
 class Normed(nn.Module):
@@ -133,6 +136,17 @@ def normed() -> Problem:
     """The classifier's clients, for a model with batch normalization in training mode."""
     example = {"x": np.zeros((1, FEATURES), np.float32), "y": np.zeros(1, np.int32), "mask": np.ones(1, bool)}
     return _labeled(models.classification("normed", Normed(), example), jax.random.key(0))
+
+
+@functools.cache
+def semi() -> Problem:
+    """The classifier's clients, of which some have labels for a part of their examples, one for all and one for none."""
+    whole = classifier()
+    owner = np.repeat(np.arange(len(SIZES)), SIZES)
+    labeled = np.random.default_rng(6).random(len(owner)) < 0.4
+    labeled[owner == 3], labeled[owner == 5] = True, False
+    train = whole.population.train
+    return whole._replace(population=whole.population._replace(train=train._replace(examples={**train.examples, "labeled": labeled})))
 
 
 def _labeled(task: Task, key: jax.Array | None = None) -> Problem:

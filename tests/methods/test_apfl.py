@@ -37,7 +37,7 @@ def test_one_step_by_hand():
     x, v = np.full(3, 2.0, np.float32), np.array([0.5, -1.0, 0.0], np.float32)
     row = method.init_client(None, {"x": x}, None)._replace(v={"x": v})
     new = method.local(jax.random.key(0), {"model": {"x": x}}, row, data).client
-    slope = lambda p: np.asarray(jax.grad(lambda q: bench.TASK.loss({"x": q}, data.train.whole(), None)[0])(p))  # noqa: E731
+    slope = lambda p: np.asarray(jax.grad(lambda q: bench.TASK.loss({"x": q}, data.train.whole(), None)[0])(p))
     mixed = slope(0.25 * v + 0.75 * x)
     np.testing.assert_allclose(new.w["x"], x - 0.05 * slope(x), rtol=1e-5)
     np.testing.assert_allclose(new.v["x"], v - 0.05 * 0.25 * mixed, rtol=1e-5)

@@ -24,8 +24,8 @@ def test_the_forms_differ_by_one_minus_beta(fedavg):
 def test_momentum_is_the_decayed_sum_of_changes():
     """x_1 - x_0 = m_1 and x_2 - x_1 = m_2 = beta m_1 + u_2."""
     (one, _), (two, _) = (bench.run(bench.make("fedavgm", beta=0.5), rounds=r) for r in (1, 2))
-    np.testing.assert_allclose(one.server.server["x"] - 1, one.server.optimizer.m["x"], rtol=1e-5)
-    np.testing.assert_allclose(two.server.server["x"] - one.server.server["x"], two.server.optimizer.m["x"], rtol=1e-4)
+    np.testing.assert_allclose(one.server.server["x"] - 1, one.server.memory.m["x"], rtol=1e-5)
+    np.testing.assert_allclose(two.server.server["x"] - one.server.server["x"], two.server.memory.m["x"], rtol=1e-4)
 
 
 def test_nobody_with_examples_lets_momentum_coast():

@@ -28,7 +28,7 @@ class Net(nn.Module):
 def task(norm: bool):
     example = {"a": jnp.zeros((1, 3)), "y": jnp.zeros((1, 3)), "o": jnp.zeros((1, 3)), "mask": jnp.ones(1, bool)}
     found = regression("normed", Net(norm), example)
-    renamed = lambda batch: {**batch, "y": batch["a"]}  # noqa: E731
+    renamed = lambda batch: {**batch, "y": batch["a"]}
     return found._replace(loss=lambda p, b, k: found.loss(p, renamed(b), k), metrics=lambda out, b: found.metrics(out, renamed(b)))
 
 

@@ -13,6 +13,7 @@ from fedjax_lab.parts.oracles.directions import cosine
 from fedjax_lab.types import Census
 
 
+@pytest.mark.full
 def test_without_weights_it_is_fedavg():
     """The batches are those of the third exchange of a round, so that steps on all the data are compared."""
     same = {"batch_size": "full", "local_steps": 3}

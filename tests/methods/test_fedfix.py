@@ -45,3 +45,12 @@ def test_identical_weights_favor_the_fast():
     found = settled(rolled("buffered:1,law=fixed:1/2/4", rounds=updates + 14, steps=1), updates, 0.02, "identical", 14)
     np.testing.assert_allclose(found, weighted_optimum(1 / np.array(SPEEDS)), atol=2e-3)
     assert np.abs(found - bench.optimum(bench.population())).max() > 0.1
+
+
+@pytest.mark.full
+def test_identical_weights_of_a_buffer_favor_who_is_in_it_most():
+    updates, text = 42 * 40, "buffered:3,law=fixed:1/2/4"
+    schedule = rolled(text, rounds=updates + 14, steps=1)
+    found = settled(schedule, updates, 0.02, "identical", 14)
+    ids = np.asarray(schedule.init(None, None).ids)[updates:]
+    np.testing.assert_allclose(found, weighted_optimum(np.bincount(ids.ravel(), minlength=6)), atol=2e-3)

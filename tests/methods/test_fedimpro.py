@@ -28,6 +28,7 @@ def flat(state):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.server.params if hasattr(state.server, "params") else state.server)])
 
 
+@pytest.mark.full
 def test_without_weight_it_is_fedavg():
     expected = flat(end("fedavg")[0])
     np.testing.assert_allclose(flat(end("fedimpro", ramp=1e9)[0]), expected, rtol=1e-4, atol=1e-6)

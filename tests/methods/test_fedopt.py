@@ -22,7 +22,7 @@ def test_the_first_step_is_the_formula(name):
          "fedyogi": tau**2 - (1 - beta2) * square * np.sign(tau**2 - square)}[name]
     method = bench.make(name, tau=tau, beta1=beta1, server_lr=lr, **({} if name == "fedadagrad" else {"beta2": beta2}))
     state, _ = bench.run(method, rounds=1)
-    np.testing.assert_allclose(state.server.optimizer.v["x"], v, rtol=1e-5)
+    np.testing.assert_allclose(state.server.memory.v["x"], v, rtol=1e-5)
     np.testing.assert_allclose(method.deploy(state.server)["x"], 1 + lr * (1 - beta1) * u / (np.sqrt(v) + tau), rtol=1e-5)
 
 

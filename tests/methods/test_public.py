@@ -65,6 +65,7 @@ def test_fedlaws_weights_sum_to_what_it_shrinks_by(form):
     assert gap(one.params, jax.tree.map(lambda x: one.shrinking * x, plain)) < 1e-6
 
 
+@pytest.mark.full
 def test_fedlaw_mistrusts_a_client_with_shuffled_labels():
     people = PROBLEM.population
     rows = PROBLEM.rows(1)
@@ -92,6 +93,7 @@ def test_feddf_needs_classes():
         bench.start(bench.make("feddf"), people)
 
 
+@pytest.mark.full
 def test_fedmds_mean_forgets_who_said_what():
     scores = [server("fedmd", cohort=bench.always(*ids), rounds=1, public_epochs=0).scores for ids in ((0, 3, 5), (5, 0, 3))]
     np.testing.assert_array_equal(*scores)
@@ -141,6 +143,7 @@ def bench_cohort(slots, public):
     return Cohort(jnp.arange(slots), jnp.ones(slots, bool), jnp.ones(slots, jnp.int32), jnp.ones(slots, jnp.int32), slots, jnp.int32(0), public=public)
 
 
+@pytest.mark.full
 def test_fltrust_trusts_direction_alone():
     w = PROBLEM.task.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(3), 3)

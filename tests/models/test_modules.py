@@ -23,6 +23,7 @@ SIZES = [  # what the docstrings say
     *(("resnet8", (32, 32, 3), 10, {"norm": norm}, 77_706 if norm == "none" else 78_042) for norm in NORMS),
     *(("resnet18", (32, 32, 3), 10, {"norm": norm}, 11_169_162 if norm == "none" else 11_173_962) for norm in NORMS),
     ("charlstm", (80,), 90, {}, 820_522), ("transformer", (128,), 65, {}, 216_641), ("vit", (32, 32, 3), 10, {}, 208_074),
+    ("backbone", (28, 28, 1), 10, {"family": "vit"}, 205_066),
     ("gcn", (5, 1433), 7, {}, 23_063), ("sage", (5, 1433), 7, {}, 46_103), ("mf", (2,), 1, {"users": 10, "items": 40}, 1_051),
 ]
 SMALL = [  # quick to compile, every code path
@@ -33,7 +34,8 @@ SMALL = [  # quick to compile, every code path
     ("resnet8", (4, 4, 3), 3, {"norm": "weight_standardized", "blocks": (1,), "width": 4, "lowering": "xla"}),
     ("charlstm", (6,), 7, {"widths": (5, 4), "embedding": 3}), ("transformer", (6,), 7, {"width": 8, "depth": 1, "heads": 2}),
     ("transformer", (6,), 3, {"vocabulary": 7, "width": 8, "depth": 1, "heads": 2, "dropout": 0.1}),
-    ("vit", (8, 8, 1), 3, {"width": 8, "depth": 1, "heads": 2}), ("gcn", (6, 4), 3, {"widths": (5,)}), ("sage", (6, 4), 3, {"widths": (5,)}),
+    ("vit", (8, 8, 1), 3, {"width": 8, "depth": 1, "heads": 2}), ("backbone", (8, 8, 1), 3, {"family": "vit", "width": 8, "depth": 1, "heads": 2}),
+    ("gcn", (6, 4), 3, {"widths": (5,)}), ("sage", (6, 4), 3, {"widths": (5,)}),
     ("mf", (2,), 1, {"users": 4, "items": 4, "rank": 3}),
 ]
 

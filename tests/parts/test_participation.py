@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine import tiny
-from methods.bench import QUICK
+from quick import QUICK, quick
 from scipy import stats
 
 from fedjax_lab import keys, registry, tree
@@ -350,8 +350,7 @@ def _seconds(draw, state):
 
 
 def simulation(method, participation, rounds, devices=1, chunk=1):
-    sim = sync.build(tiny.task(), method, tiny.population(), participation, mesh=mesh.make(devices), chunk=chunk, length=rounds, eval_clients=1)
-    return sim._replace(segment=sim.segment.lower(sim.world, tiny.start(sim), jnp.int32(0), jnp.int32(0)).compile(compiler_options=QUICK))
+    return quick(sync.build(tiny.task(), method, tiny.population(), participation, mesh=mesh.make(devices), chunk=chunk, length=rounds, eval_clients=1))
 
 
 IDS = np.stack([np.random.default_rng(t).permutation(tiny.N)[: tiny.SLOTS] for t in range(8)])

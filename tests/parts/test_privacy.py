@@ -106,6 +106,7 @@ def test_epsilon_equals_the_references(noise, rounds, expected):
     assert spent(rounds, noise) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.full
 def test_epsilon_is_monotone_and_the_tighter_accountant_is_tighter():
     assert 0 == spent(0, 2.0) < spent(100, 2.0) < spent(200, 2.0) < spent(200, 1.5) < spent(200, 1.5, cohort=200)
     assert spent(20, 1.5, accountant="pld") < spent(20, 1.5)
@@ -122,7 +123,7 @@ def test_the_wrong_sampler_is_an_error(scheme, kind):
 
 REFUSED = [
     ({"wire_up": "qsgd:15"}, "fedavg", "nothing may come between"), ({"aggregator": "median"}, "fedavg", "nothing may come between"),
-    ({}, "mime", "'mime' has several exchanges in a round"), ({"privacy": "dp-fedavg:clip=inf"}, "fedavg", "inf needs noise=0 and adaptive=false"),
+    ({}, "mime", "'mime' has several exchanges in a round"), ({"privacy": "dp-fedavg:clip=inf"}, "fedavg", "inf needs noise=0, since noise follows clip"),
     ({"privacy": "dp-fedavg:clip=-1"}, "fedavg", "clip"), ({"privacy": "dp"}, "fedavg", "--privacy=dp: .*dp-fedavg"),
 ]
 
@@ -140,6 +141,8 @@ def test_every_row_says_how_much_was_told():
     run = fedjax_lab.train(method="fedavg", privacy="dp-fedavg:noise=2,clip=0.5,adaptive=true,bits_noise=0.5", participation="poisson", **FLAGS)
     told = [row["epsilon"] for row in run.history]
     assert told == pytest.approx([spent(t, 2.0, cohort=4, clients=12) for t in range(3)]) and told[0] == 0 < told[1] < told[2]
+    said = "epsilon at delta=1e-05 by RDP, Poisson cohorts of 4 of 12 clients; neighbors differ by a client that is there or not"
+    assert [row["privacy"] for row in run.history] == [said] * 3
     assert 0 <= run.history[-1]["train_clipped"] <= 1 and float(run.state.server.clip) != 0.5
 
 

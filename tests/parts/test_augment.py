@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import QUICK
 from scipy import ndimage, stats
 
 import fedjax_lab
 from fedjax_lab import keys, models
-from fedjax_lab.data.augment import AUGMENTATIONS, augmentation, augmented, turned, two_views, weak_strong
+from fedjax_lab.parts.transforms.augment import AUGMENTATIONS, augmentation, augmented, turned, two_views, weak_strong
 
 CHAINS = ["crop:3+flip", "rotate:40,mode=edge+cutout:4", "crop:2,mode=reflect+brightness:0.8+contrast:0.8+noise:0.2"]  # every change once
 KEY = jax.random.key(3)
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}  # compiling is most of the time here
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
@@ -170,6 +170,20 @@ def test_cutout_is_a_square_about_a_uniform_center(side):
     assert (same.sum(1) == 1).all() and stats.chisquare(same.sum(0)).pvalue > 1e-4
 
 
+def test_changes_of_any_numbers():
+    x = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    noise = changed("jitter:0.5", x) - x
+    assert stats.kstest(noise.ravel(), "norm", (0, 0.5)).pvalue > 1e-4
+    factor = changed("scale:0.3", x) / x
+    np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1], factor.shape), rtol=1e-5)
+    assert stats.kstest(factor[:, 0], "norm", (1, 0.3)).pvalue > 1e-4
+    hidden = changed("hide:0.25", x)
+    assert stats.binomtest(int((hidden == 0).sum()), x.size, 0.25).pvalue > 1e-4
+    np.testing.assert_array_equal(hidden[hidden != 0], x[hidden != 0])
+    for version in jit(weak_strong)(KEY, {"x": x}):
+        assert (version["x"] != x).any(1).mean() > 0.9 and np.corrcoef(version["x"][:, 0], x[:, 0])[0, 1] > 0.5
+
+
 def test_weak_and_strong_versions_and_two_views():
     batch = batch_of(images(4, 16, 16))
     weak, strong = jit(weak_strong)(KEY, batch)
@@ -218,7 +232,7 @@ def test_padding_is_never_seen():
 
 
 @pytest.mark.parametrize("text, line", [
-    ("crp:4", "unknown augmentation 'crp'; valid: crop, flip, rotate, noise, brightness, contrast, cutout; did you mean 'crop'?"),
+    ("crp:4", "unknown augmentation 'crp'; valid: crop, flip, rotate, noise, brightness, contrast, cutout, jitter, scale, hide; did you mean 'crop'?"),
     ("crop:-1", "option 'pixels' of 'crop': '-1' is not valid; expected int >= 0"),
     ("crop:4,mode=wrap", "option 'mode' of 'crop': 'wrap' is not valid; expected one of zero, reflect, edge"),
     ("flip:2", "option 'share' of 'flip': '2' is not valid"), ("flip+", "'flip\\+' has an empty item"),
@@ -231,11 +245,13 @@ def test_a_chain_that_is_not_valid_is_one_line(text, line):
 @pytest.mark.parametrize("batch", [{"x": jnp.zeros((2, 80), jnp.int32)}, {"x": jnp.zeros((2, 13))}, {"x": jnp.zeros((2, 8, 8, 1), jnp.int32)},
                                    {"a": jnp.zeros((2, 3))}])
 def test_what_is_no_image_is_refused(batch):
-    for call in (augmentation("flip"), weak_strong, two_views, lambda key, batch: augmented(tasks("flip")[0], "flip", batch)):
-        with pytest.raises(ValueError, match=r"augmentation needs images 'x' \[B, H, W, channels\], uint8 or float; the batch has [ax] "):
+    numbers = "x" in batch and batch["x"].dtype == jnp.float32  # of which there are weak and strong versions all the same
+    for call in (augmentation("flip"), two_views, lambda key, batch: augmented(tasks("flip")[0], "flip", batch), *[weak_strong] * (not numbers)):
+        with pytest.raises(ValueError, match=r"augmentation needs images 'x' \[B, H, W, channels\], uint8 or float.*; the batch has [ax] "):
             call(KEY, batch)
 
 
+@pytest.mark.full
 def test_a_run_trains_on_changed_images_and_is_evaluated_on_the_others():
     plain, changed = (fedjax_lab.train(task="digits_logreg", clients=10, cohort=2, rounds=3, eval_every=3, options={"batch_size": "full"}, augment=text)
                       for text in (None, "crop:1+flip+rotate:10"))
