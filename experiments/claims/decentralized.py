@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.claims.personalization import pooled
+from experiments.claims.personalization import OWN, pooled
 from experiments.claims.records import Claim, Margin, Scenario, Side, final
 from experiments.claims.scenarios import Clients
+from fedjax_lab import models
+from fedjax_lab.models.linear import LogisticRegression
+from fedjax_lab.types import Population, Stream
 
 CONSENSUS = final("consensus_distance", "consensus distance after the last round", higher=False)
 NODES = final("personal_client_test_accuracy_mean", "mean over the nodes of their models' accuracy on the central test set, %", higher=True, scale=100)
@@ -62,4 +65,34 @@ def robust() -> list[Claim]:
             Claim("monna/alie", monna, hasty, little, NODES, Margin("plus", 5), note=weak)]
 
 
-CLAIMS = (*step_by_step(), *sharpness(), *robust())
+def sensors(clusters: int = 3, nodes: int = 10, dim: int = 10, train: int = 15, test: int = 200) -> Clients:
+    """Nodes of three clusters, in their order; a cluster has one direction that decides the label, but for noise."""
+
+    def make():
+        rng, n = np.random.default_rng(0), clusters * nodes
+        truth = np.repeat(rng.normal(size=(clusters, dim)), nodes, 0)
+
+        def stream(count: int) -> Stream:
+            x = rng.normal(size=(n, count, dim))
+            y = np.einsum("ncd,nd->nc", x, truth) + 0.5 * rng.normal(size=(n, count)) > 0
+            examples = {"x": x.reshape(-1, dim).astype(np.float32), "y": y.ravel().astype(np.int32)}
+            return Stream(examples, (count * np.arange(n)).astype(np.int32), np.full(n, count, np.int32))
+
+        own = stream(train)
+        counts = np.stack([np.bincount(y, minlength=2) for y in own.examples["y"].reshape(n, train)]).astype(np.float32)
+        example = {**{k: v[:1] for k, v in own.examples.items()}, "mask": np.ones(1, bool)}
+        return models.classification("sensors", LogisticRegression(2), example), Population(own, stream(test), counts)
+
+    return make
+
+
+def clusters() -> list[Claim]:
+    where = Scenario("3 clusters of 10 nodes, 15 examples of 10 numbers each, logistic regression", {"cohort": 30, "rounds": 200, "eval_every": 200},
+                     {}, sensors(), reduced="Adult by occupation")
+    lasso = Side("netlasso", {"graph": "watts-strogatz:4,p=0.1"}, {"lam": (0.3, 1.0, 3.0)})
+    plain = {"local_steps": 5, "batch_size": "full"}
+    return [Claim("netlasso/local", lasso, Side("local", plain, RATES), where, OWN, Margin("plus", 3)),
+            Claim("netlasso/global", lasso, Side("fedavg", plain, RATES), where, OWN, Margin("plus", 3))]
+
+
+CLAIMS = (*step_by_step(), *sharpness(), *robust(), *clusters())

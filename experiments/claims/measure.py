@@ -41,6 +41,8 @@ class Measured(NamedTuple):
 
 def train(cells: Sequence[Config], clients: tuple[Task, Population], metric: Metric) -> list[list[Row]]:
     """The evaluations of each run, none of one that broke off; runs that differ in seeds and rates alone share a program."""
+    if metric.run is not None:
+        return [list(metric.run(cell)) for cell in cells]
     task, population = clients
     if metric.probe is not None:
         return [_probed(cell, task, population, metric) for cell in cells]

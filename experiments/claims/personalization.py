@@ -82,6 +82,25 @@ def factors() -> list[Claim]:
     ]
 
 
+def chosen() -> list[Claim]:
+    """What clients share of the model, and of their losses, is their own choice."""
+    ten = p20(20, cohort=10, epochs=3)
+    ten = ten._replace(text=ten.text.replace("20 clients", "10 clients"), clients=pooled("dirichlet:0.1", 4000, 2000, clients=10))
+    select, fine = Side("fedselect", {}, RATES), {"lr": (0.00316, 0.01, 0.0316, 0.1)}
+    half = p20(60, cohort=10)
+    hyper = Side("hyperfl", {"hidden": 32, "epochs": 5}, fine)
+    return [
+        Claim("fedselect/p10", select, Side("fedavg", {}, RATES), ten, OWN, Margin("plus", 5)),
+        Claim("fedselect/p10-fedper", select, Side("fedper", {}, RATES), ten, OWN, Margin("plus", -0.5)),
+        Claim("pgfed/p20", Side("pgfed", {}, fine), Side("fedavg", {"client_optimizer": "momentum"}, fine), half, OWN, Margin("plus", 5)),
+        Claim("pgfed/p20-fedavgft", Side("pgfed", {}, fine), Side("fedavgft", {"client_optimizer": "momentum", "finetune_epochs": 2}, fine), half, OWN,
+              Margin("plus", 0.3)),
+        Claim("pfedgate/p20", Side("pfedgate", {"sparsity": (1.0,)}, RATES), Side("fedavg", {}, RATES), p20(60), OWN, Margin("plus", 0)),
+        Claim("pfedgate/half", Side("pfedgate", {}, RATES), Side("pfedgate", {"sparsity": (1.0,)}, RATES), p20(60), OWN, Margin("plus", -1.5)),
+        Claim("hyperfl/p20", hyper, Side("fedavg", {"epochs": 5}, fine), p20(60), OWN, Margin("plus", 5)),
+    ]
+
+
 def clustered() -> list[Claim]:
     text = "C4 (MNIST 14x14, MLP 196-64-32-10, 2,000 examples at 20 clients, in four groups rotated by 0, 90, 180 and 270 degrees), 20 of 20 clients, 60 rounds"
     turned = Scenario(text, {"cohort": 20, "rounds": 60, "eval_every": 60}, {"local_steps": 10, "batch_size": "full"}, pooled("iid+rotation:4", 2000, 1000))
@@ -113,4 +132,4 @@ def two_each(examples: int) -> Clients:
     return make
 
 
-CLAIMS = (*personal(), *clustered(), *weighted())
+CLAIMS = (*personal(), *chosen(), *clustered(), *weighted())

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lab.engine import malice
+from fedjax_lab.parts.attacks import text
+from fedjax_lab.parts.oracles.pgd import perturbed
 from fedjax_lab.run import Prepared
 from fedjax_lab.types import ClientData, State, View
 
@@ -37,3 +40,53 @@ def agreement(rows: np.ndarray) -> float:
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
     count = len(rows)
     return float(((unit.sum(0) ** 2).sum() - (unit**2).sum()) / (count * (count - 1)))
+
+
+def attackers(prepared: Prepared) -> np.ndarray:
+    """bool [groups, N]: who attacks, group by group in the order of --attack."""
+    adversary, n = text.from_text(prepared.config.attack, prepared.config.data_seed), prepared.population.clients
+    return np.array([member for _, member, _ in malice.groups(adversary, n, jnp.arange(n))])
+
+
+def excluded(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
+    """{"excluded": 1 where RFFL has left out all attackers, else 0}; 0 of a method that leaves out nobody."""
+    bad = attackers(prepared).any(0)
+
+    def find(state: State, clock: int) -> dict[str, float]:
+        return {"excluded": float(hasattr(state.server, "inside") and not np.asarray(state.server.inside)[bad].any())}
+
+    return find
+
+
+def confirmed(groups: tuple[int, ...]) -> Callable[[Prepared], Callable[[State, int], dict[str, float]]]:
+    """{"recall": of the members of these groups of attackers, and "precision": of all who are confirmed, by MUD-HoG's marks}; 0 without any."""
+
+    def probe(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
+        bad = attackers(prepared)
+
+        def find(state: State, clock: int) -> dict[str, float]:
+            kind = np.asarray(state.server.marks.kind) > 0 if hasattr(state.server, "marks") else np.zeros(bad.shape[1], bool)
+            wanted = bad[list(groups)].any(0)
+            return {"recall": float(kind[wanted].mean()), "precision": float(bad.any(0)[kind].mean()) if kind.any() else 0.0}
+
+        return find
+
+    return probe
+
+
+def robust(rho: float, steps: int = 20, restarts: int = 2, examples: int = 1000) -> Callable[[Prepared], Callable[[State, int], dict[str, float]]]:
+    """{"robust_accuracy": the share of test examples that neither ascents from random starts, nor one step of the whole radius, spoil}."""
+
+    def probe(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
+        task, test = prepared.task, jax.tree.map(lambda x: jnp.asarray(x[:examples]), dict(prepared.population.test.examples))
+        batch = {**test, "mask": jnp.ones(len(test["y"]), bool)}
+        attacks = [perturbed(task, rho=rho, steps=steps)] * restarts + [perturbed(task, rho=rho, steps=1, step=rho, random=False)]
+
+        @jax.jit
+        def share(params):
+            near = [attack(jax.random.key(number), params, batch) for number, attack in enumerate(attacks)]
+            return jnp.mean(jnp.min(jnp.stack([task.metrics(task.apply(params, b), b)["accuracy"] for b in (batch, *near)]), 0))
+
+        return lambda state, clock: {"robust_accuracy": float(share(prepared.simulation.deploy(state)))}
+
+    return probe

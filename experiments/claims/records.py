@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from fedjax_lab.config import Config
 from fedjax_lab.run import Prepared
 from fedjax_lab.types import Population, State, Task
 
@@ -64,6 +65,7 @@ class Metric(NamedTuple):
     higher: whether more is better.
     in_rounds: it counts rounds: a baseline that did not get there is taken to get there in the last round.
     probe: (prepared) -> (state, round) -> more columns of the evaluation after that round, for what evaluations do not say.
+    run: (config) -> evaluations, where nothing is trained; each with "round", "bytes_up" and "bytes_down".
     """
 
     name: str
@@ -71,6 +73,7 @@ class Metric(NamedTuple):
     higher: bool
     in_rounds: bool = False
     probe: Callable[[Prepared], Callable[[State, int], Mapping[str, float]]] | None = None
+    run: Callable[[Config], Sequence[Row]] | None = None
 
     @property
     def worst(self) -> float:

@@ -14,7 +14,7 @@ from fedjax_lab.data import population
 
 PACE = "linear:80"
 TWO_SPEEDS = "geometric:" + "/".join(["0.5"] * 4 + ["0.0625"] * 36)
-SPEEDS = np.random.default_rng(0).exponential(1, 8).round(3)  # seconds a step, of eight silos
+SPEEDS = np.maximum(np.random.default_rng(0).exponential(1, 8), 0.1).round(3)  # seconds a step, of eight silos
 SILOS = "steps:" + "/".join(map(str, SPEEDS))
 
 
@@ -38,8 +38,9 @@ def unrest(rows: Sequence[Row]) -> float:
     return float(np.std([row["test_loss"] for row in rows if row["time"] > 0.8 * rows[-1]["time"]]))
 
 
-NOTE = ("On the tuning seeds FedFix is better at every rate up to 1, by 1.2 to 1.6 times; the rate chosen, 1, is far above the card's grid (at most 0.05), "
-        "and a single loss there is noisy.")
+NOTE = ("On the tuning seeds FedFix is better at every rate up to 1, by 1.2 to 1.6 times; the rate chosen, 1, is far above the card's grid (at most 0.05).")
+SMALL = ("With the card's first controls alpha is 1 / (1 + sqrt(t (t - o + 1))), 0.04 for a fresh model at update 600, where FedAsync mixes in "
+         "0.6 / sqrt(t - o + 1): FedASMU reaches 90 % at no rate in these 600 uploads.")
 LOSS = Metric("test loss at a quarter of the time", lambda rows: rows[-1]["test_loss"], higher=False)
 UNREST = Metric("deviation of the test loss over the last fifth of the time", unrest, higher=False)
 
@@ -83,13 +84,24 @@ def polled() -> list[Claim]:
 
 
 def grouped() -> list[Claim]:
-    where = Scenario("MNIST 14x14, 5,000 examples at 8 silos of exponential speed, MLP 196-64-32-10, pathological:4", {"cohort": 8, "rounds": 120,
-                     "eval_every": 2, "eval_clients": 1}, {"local_steps": 50, "batch_size": 64, "client_optimizer": "sgd"}, pooled("pathological:4", 5000, 2000, 8))
-    compass = Side("fedcompass", {}, RATES, {"schedule": f"compass:{SILOS}"})
+    where = Scenario("MNIST 14x14, 5,000 examples at 8 silos of exponential seconds a step, at least 0.1, MLP 196-64-32-10, pathological:4, up to virtual "
+                     "time 1,300 or more", {"cohort": 8, "rounds": 160, "eval_every": 2, "eval_clients": 1},
+                     {"local_steps": 50, "batch_size": 64, "client_optimizer": "sgd"}, pooled("pathological:4", 5000, 2000, 8))
+    compass = Side("fedcompass", {}, RATES, {"schedule": f"compass:{SILOS}", "rounds": 400, "eval_every": 4})
     buffer = Side("fedbuff", {"server_lr": 1.0, "beta": 0.0}, RATES, {"schedule": f"buffered:3,law={SILOS}"})
-    average = Side("fedavg", {}, RATES, {"schedule": f"buffered:8,law={SILOS}", "allow_untested": True, "rounds": 60, "eval_every": 1})
+    average = Side("fedavg", {}, RATES, {"schedule": f"buffered:8,law={SILOS}", "allow_untested": True, "rounds": 25, "eval_every": 1})
     return [Claim("fedcompass/silos", compass, average, where, time_to(0.9), Margin("times", 1.43)),
             Claim("fedcompass/silos-fedbuff", compass, buffer, where, time_to(0.9), Margin("times", 1.11))]
 
 
-CLAIMS = (*fixed(), *polled(), *grouped())
+def learned() -> list[Claim]:
+    """Both under one schedule, in which FedASMU alone pays for its second download."""
+    where = Scenario("MNIST 14x14, 6,000 examples at 30 clients, MLP 196-64-32-10, dirichlet:0.3, half-normal times, 5 clients 8 times as slow, 3 started every "
+                     "0.3, 600 uploads", {"cohort": 3, "rounds": 600, "eval_every": 10, "eval_clients": 1}, {"local_steps": 10, "batch_size": 20},
+                     pooled("dirichlet:0.3", 6000, 2000, 30), reduced="a CNN")
+    pace = "triggered:0.3,law=halfnormal+stragglers:0.17/8"
+    return [Claim("fedasmu/stragglers", Side("fedasmu", {}, RATES, {"schedule": f"{pace},latency=0.05"}),
+                  Side("fedasync", {}, RATES, {"schedule": pace, "allow_untested": True}), where, time_to(0.9), Margin("times", 1.11), note=SMALL)]
+
+
+CLAIMS = (*fixed(), *polled(), *grouped(), *learned())
