@@ -47,7 +47,7 @@ class Config:
     )
     graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...], by default ring; what is drawn once is drawn from --data_seed")
     attack: str | None = _field(None, "what malicious clients do, NAME[:VALUE][,arg=value...] with share=, joined by '+'; --list prints them")
-    privacy: str | None = _field(None, "what hides clients from who sees the model, or single uploads from the server, NAME[:VALUE][,arg=value...], joined by '+'")
+    privacy: str | None = _field(None, "what hides clients from who sees the model, or single uploads from the server, NAME[:VALUE][,arg=value...], joined by '+': secagg:bits=16, or dp-fedavg:noise=1.1,clip=0.5")
     allow_untested: bool = _field(False, "run a combination that no paper describes, such as a method under another schedule than its own", free=True)
     rounds: Count = _field(400, "rounds to train")
     target_accuracy: Share | None = _field(None, "stop when the global test accuracy reaches this")

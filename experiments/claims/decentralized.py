@@ -89,7 +89,7 @@ def sensors(clusters: int = 3, nodes: int = 10, dim: int = 10, train: int = 15, 
 def clusters() -> list[Claim]:
     where = Scenario("3 clusters of 10 nodes, 15 examples of 10 numbers each, logistic regression", {"cohort": 30, "rounds": 200, "eval_every": 200},
                      {}, sensors(), reduced="Adult by occupation")
-    lasso = Side("netlasso", {"graph": "watts-strogatz:4,p=0.1"}, {"lam": (0.3, 1.0, 3.0)})
+    lasso = Side("netlasso", {"graph": "watts-strogatz:4,p=0.1"}, {"lam": (0.316, 1.0, 3.16)})
     plain = {"local_steps": 5, "batch_size": "full"}
     return [Claim("netlasso/local", lasso, Side("local", plain, RATES), where, OWN, Margin("plus", 3)),
             Claim("netlasso/global", lasso, Side("fedavg", plain, RATES), where, OWN, Margin("plus", 3))]

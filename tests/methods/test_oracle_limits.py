@@ -5,6 +5,7 @@ import numpy as np
 import problem as problems
 import pytest
 import test_oracles as oracles
+from cases import ALIKE, SAME
 
 
 def test_the_dual_is_eliminated_exactly_and_the_limit_is_the_least_squares_solution():
@@ -49,8 +50,8 @@ def test_fedlin_ends_at_the_optimum_whatever_the_numbers_of_steps():
 
 
 def test_rounds_of_anchors_and_miners_in_turn_are_gradient_descent_every_second_round():
-    amd = oracles.oracle("fedamd", "classifier", {"p": "sequential", **oracles.SAME}, 7)
-    gd = oracles.oracle("fedsgd", "classifier", {**oracles.ALIKE, **oracles.SAME}, 7)
+    amd = oracles.oracle("fedamd", "classifier", {"p": "sequential", **SAME}, 7)
+    gd = oracles.oracle("fedsgd", "classifier", {**ALIKE, **SAME}, 7)
     oracles.close(amd[1::2], gd[:3], rtol=1e-5, atol=1e-7)
 
 

@@ -91,7 +91,7 @@ def rffl(task: Task, work: Work, *, alpha: Share = 0.95, bound: Positive = 0.5, 
         r = shares(jnp.where(inside, r, 0))  # (4)
         heard = jnp.zeros(cohort.clients).at[at].set(1.0, mode="drop")
         places = jax.tree.map(lambda v: ranks(-jnp.abs(v).ravel()).reshape(v.shape), g)
-        after = State(tree.add(state.params, g), r, inside, g, places, heard * r / jnp.maximum(jnp.max(r), TINY))
+        after = State(tree.add(state.params, g), r, inside, g, places, heard * jnp.where(r == jnp.max(r), 1, r / jnp.maximum(jnp.max(r), TINY)))
         return tree.select(jnp.any(there), after, state._replace(earned=jnp.zeros_like(r)))
 
     def start(params, census):

@@ -20,6 +20,14 @@ def fresh(problem, where, rank, start, key, path):
     return a, b
 
 
+def start(problem, where, whole, rank, how, root):
+    """The base {name: tensor} and the adapters of all clients, drawn from the run's key."""
+    base = problem.tensors(problem.start)
+    a, b = fresh(problem, where, rank, how, root, ("params", "adapters"))
+    kept = {k: v for k, v in base.items() if any(word in k for word in whole)}
+    return base, {"a": {k: v for k, v in a.items() if k not in kept}, "b": {k: v for k, v in b.items() if k not in kept}, "whole": kept}
+
+
 def model(problem, base, parts, scale):
     """The flat model of a base {name: tensor} with adapters {"a", "b", "whole"}."""
     whole = {**base, **parts["whole"]}

@@ -11,11 +11,8 @@ from oracles._common import momentum_of, shares
 
 def run(problem, turns, *, lr, rank=16, scale=1.0, where=(), whole=(), start="kaiming", weighting="examples", client_optimizer="adamw",
         root=None):
-    base = problem.tensors(problem.start)
-    a, b = _lora.fresh(problem, where, rank, start, root, ("params", "adapters"))
-    kept = {k: v for k, v in base.items() if any(word in k for word in whole)}
-    a, b = ({k: v for k, v in some.items() if k not in kept} for some in (a, b))
-    x, history, rho = {"a": a, "b": b, "whole": kept}, [], momentum_of(client_optimizer)
+    base, x = _lora.start(problem, where, whole, rank, start, root)
+    history, rho = [], momentum_of(client_optimizer)
     for cohort in turns:
         ends = [_lora.trained(problem, base, x, scale, turn.batches, lr, rho=rho) for turn in cohort]
         x = _lora.mean(shares(problem, cohort, weighting), ends) if cohort else x
