@@ -19,7 +19,7 @@ from fedjax_lab import workdir
 ROOT = pathlib.Path(__file__).parents[2]
 SERVER = """
 import json, os, sys
-import matplotlib.pyplot, orbax.checkpoint, sklearn.datasets
+import matplotlib.pyplot, orbax.checkpoint
 from experiments import train
 from fedjax_lab import registry, resume, workdir
 registry.catalog("method")
