@@ -94,8 +94,8 @@ def plan(prepared: Prepared) -> str:
     """What will run where."""
     config, p = prepared.config, prepared.simulation.plan
     lines = [
-        f"{config.method} on {config.task}: {p['parameters']:,} parameters, {p['clients']:,} clients, {p['cohort']:,} in a round, "
-        f"{config.rounds} rounds",
+        (f"{config.method} on {config.task}: {p['parameters']:,} parameters, {p['clients']:,} clients, {p['cohort']:,} in a round, "
+         f"{config.rounds} rounds"),
         f"partition {prepared.population.manifest.get('partition')}, {prepared.population.train.size.sum():,} training examples",
         f"{p['devices']} {p['platform']} device{'s' * (p['devices'] > 1)}, chunk {p['chunk']}, {p['lanes']} lanes, "
         f"about {size(p['memory_bytes'])} (data {size(p['data_bytes'])}, client table {size(p['table_bytes'])}"
@@ -197,6 +197,7 @@ def catalog() -> None:
     for name, factory in {**events.LAWS, **events.CHANGES}.items():
         print(f"    law={name:<16} {options(factory)}")
     print(f"  {schedules.GOSSIP:<18} {schedules.OWN[schedules.GOSSIP]}\n  {'':<18} {options(schedules.mixing)}")
+    print(f"  {schedules.VERTICAL:<18} {schedules.OWN[schedules.VERTICAL]}")
     parts("graphs of gossip: --graph=NAME[:VALUE][,arg=value...]", "graph")
     parts("wires: --wire_up, --wire_down, NAME[:VALUE][,arg=value...] joined by '+'", "wire")
     parts("rules: --aggregator=NAME[:VALUE][,arg=value...], after nnm and norm-clip joined by '+'", "aggregator")

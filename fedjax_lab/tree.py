@@ -74,4 +74,4 @@ def trainable(params: Tree) -> Tree:
     """
     if not isinstance(params, dict):
         return jax.tree.map(lambda _: True, params)
-    return {k: jax.tree.map(lambda _: k not in ("stats", "frozen"), v) for k, v in params.items()}
+    return {k: jax.tree.map(lambda _, moves=k not in ("stats", "frozen"): moves, v) for k, v in params.items()}

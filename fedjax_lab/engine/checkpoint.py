@@ -169,7 +169,7 @@ def place(found: Mapping[str, np.ndarray], like: Tree) -> Tree:
 
     def put(path, leaf):
         if tables.is_rows(leaf):
-            known, rows = (tuple([*path, jax.tree_util.GetAttrKey(name)]) for name in ("known", "rows"))
+            known, rows = ((*path, jax.tree_util.GetAttrKey(name)) for name in ("known", "rows"))
             leaf.known[...] = take(known, leaf.known)
             ids = np.flatnonzero(leaf.known)
             jax.tree_util.tree_map_with_path(lambda at, x: tables.fill(x, ids, take((*rows, *at), x, len(ids))), leaf.rows)

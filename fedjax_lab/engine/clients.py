@@ -115,7 +115,7 @@ def sweep(
             piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, lay.chunk), (slots, rows))
             out = _map(body, shared, piece, lay.chunk)
             lanes = {f: _fold(rules[f], lanes[f], *out.summands[f], start, lay.chunk, local_lanes) for f in rules}
-            put = lambda into, x: jax.lax.dynamic_update_slice_in_dim(into, x.astype(into.dtype), start, 0)  # noqa: E731
+            put = lambda into, x: jax.lax.dynamic_update_slice_in_dim(into, x.astype(into.dtype), start, 0)
             return lanes, jax.tree.map(put, rows, out.row), jax.tree.map(put, stacked, out.stacked)
 
         filled = longest(-(-jnp.sum(mask, dtype=jnp.int32) // lay.chunk))  # chunks that a run beside this one fills are empty here
@@ -160,7 +160,7 @@ def _fold(rule: Streaming, lanes: Tree, value: Tree, weight: Tree, start, chunk:
 
     def group(g, lanes):
         lane = (start + g * width) % local_lanes
-        cut = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, width)  # noqa: E731
+        cut = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, width)
         old = jax.tree.map(lambda x: cut(x, lane), lanes)
         new = jax.vmap(rule.add)(old, *jax.tree.map(lambda x: cut(x, g * width), (value, weight)))
         return jax.tree.map(lambda x, n: jax.lax.dynamic_update_slice_in_dim(x, n, lane, 0), lanes, new)
@@ -172,5 +172,5 @@ def _close(rule: Streaming, lanes: Tree) -> Tree:
     count = jax.tree.leaves(lanes)[0].shape[0]
     while count > 1:
         count //= 2
-        lanes = jax.vmap(rule.merge)(*(jax.tree.map(lambda x, at=at: x[at : at + count], lanes) for at in (0, count)))
+        lanes = jax.vmap(rule.merge)(*(jax.tree.map(lambda x, at=at, count=count: x[at : at + count], lanes) for at in (0, count)))
     return lanes

@@ -39,7 +39,7 @@ def first(make: Callable[[], T]) -> T:
     if leads():
         try:
             made = make()
-        except Exception as caught:
+        except Exception as caught:  # noqa: BLE001 (raised below, by all)
             error = caught
     text = np.frombuffer(pickle.dumps((made, error)), np.uint8)
     size = int(gather(len(text))[0, 0])
@@ -54,7 +54,7 @@ def each(make: Callable[[], T]) -> T:
     made = error = None
     try:
         made = make()
-    except Exception as caught:
+    except Exception as caught:  # noqa: BLE001 (raised below, by all)
         error = caught
     failed = np.flatnonzero(gather(error is not None)[:, 0])
     if error is not None:

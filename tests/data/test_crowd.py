@@ -164,7 +164,7 @@ def test_a_round_costs_what_its_cohort_costs(where, tmp_path):
     for turn in range(12):
         for n, sim in sims.items():
             start = time.perf_counter()
-            states[n], record = jax.block_until_ready(sim.segment(sim.world, states[n], jnp.int32(4 * turn), jnp.int32(4)))
+            states[n], _ = jax.block_until_ready(sim.segment(sim.world, states[n], jnp.int32(4 * turn), jnp.int32(4)))
             seconds[n].append(time.perf_counter() - start)
     small, large = (np.array(seconds[n][2:]) for n in (10_000, 1_000_000))
     assert np.median(large / small) <= 1.3

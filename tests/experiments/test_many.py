@@ -16,7 +16,8 @@ FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
 SHOWN = ("scaffold",)  # in the default matrix
-HIDDEN = dict.fromkeys(("fedma", "fot"), {"task": "digits_mlp:widths=6"})  # what needs a hidden layer
+HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot")}  # what needs a hidden layer
+HIDDEN["splitnn"] = {"task": "digits_mlp:widths=6", "partition": "vertical:6", "clients": None}
 
 
 @pytest.fixture(autouse=True)

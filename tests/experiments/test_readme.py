@@ -23,7 +23,7 @@ QUICKLY = {"train": SMALL, "partition": (), "compare": (*SMALL, "--seeds=2"), "r
 def test_example_runs(number, tmp_path):
     file = tmp_path / "example.py"
     file.write_text(EXAMPLES[number])
-    done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     if "print" in EXAMPLES[number]:
         assert float(done.stdout.split()[0]) > 0.6, done.stdout

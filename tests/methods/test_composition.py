@@ -87,7 +87,7 @@ def fitting():
     for name, factory in registry.catalog("method").items():
         try:
             method = bench.make(name)
-            jax.eval_shape(lambda key: method.init_server(key, bench.TASK.init(key), census), jax.random.key(0))
+            jax.eval_shape(lambda key, method=method: method.init_server(key, bench.TASK.init(key), census), jax.random.key(0))
             if "participation" not in method.info.refuses:
                 names.append(name)
         except ValueError:

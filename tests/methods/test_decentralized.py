@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import bench
 import jax
@@ -56,17 +57,17 @@ def test_on_a_full_graph_gossip_sgd_is_parallel_sgd():
 @pytest.mark.parametrize("graph", ["ring", "exponential"])
 def test_the_mean_follows_the_mean_gradient(graph):
     seen = path("dpsgd", graph, **GOSSIP_SGD)
-    for x, after in zip(seen, seen[1:], strict=False):
+    for x, after in itertools.pairwise(seen):
         np.testing.assert_allclose(after.mean(0), x.mean(0) - LR * slopes(x).mean(0), rtol=1e-5)
     assert seen[-1].std(0).max() > 0.01
 
 
 def test_gossip_sgd_takes_the_gradient_before_mixing():
     seen = path("dpsgd", **GOSSIP_SGD)
-    for x, after in zip(seen, seen[1:], strict=False):
+    for x, after in itertools.pairwise(seen):
         np.testing.assert_allclose(after, RING @ x - LR * slopes(x), rtol=1e-5, atol=1e-6)
     late = path("dpsgd", order="after", local_steps=1)
-    for x, after in zip(late, late[1:], strict=False):
+    for x, after in itertools.pairwise(late):
         np.testing.assert_allclose(after, RING @ (x - LR * slopes(x)), rtol=1e-5, atol=1e-6)
 
 
@@ -82,7 +83,7 @@ def test_one_heavy_ball_step_is_gossip_sgd():
 def test_momentum_is_the_difference_of_iterates():
     """Equation (1), by hand."""
     seen = path("dfedavgm", theta=0.7)
-    for x, after in zip(seen, seen[1:], strict=False):
+    for x, after in itertools.pairwise(seen):
         before, y = x, x
         for _ in range(3):
             before, y = y, y - LR * slopes(y) + 0.7 * (y - before)

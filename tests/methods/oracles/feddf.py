@@ -30,9 +30,8 @@ def run(problem, turns, *, lr, server_lr=1e-3, server_steps=200, server_batch=12
             s, since = s - rate * adam.step(pulled(problem, s, u, slope)), since + 1
             if not held_out:
                 best = s
-            elif (t + 1) % 20 == 0 or t + 1 == server_steps:
-                if accuracy(s) > most:
-                    best, most, since = s, accuracy(s), 0
+            elif ((t + 1) % 20 == 0 or t + 1 == server_steps) and accuracy(s) > most:
+                best, most, since = s, accuracy(s), 0
             if held_out and since >= patience:
                 break
         x = best

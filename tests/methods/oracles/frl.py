@@ -23,7 +23,7 @@ def settings(text):
 def run(problem, turns, *, lr, keep=0.5, rank="size", client_optimizer="momentum:momentum=0.9,weight_decay=0.0001", root=None):
     first, (rho, decay) = problem.tensors(problem.start), settings(client_optimizer)
     maps = [k for k, a in first.items() if a.ndim == 2]
-    W = {k: np.sign(first[k]) * np.sqrt(2 / len(first[k])) if k in maps else a for k, a in first.items()}
+    W = {k: np.sign(a) * np.sqrt(2 / len(a)) if k in maps else a for k, a in first.items()}
     low, high = (0.0 if rank == "size" else -1.0), 1.0
     s = {k: (low + (high - low) * plan.drawn("uniform", root, ("params", "scores", k), first[k].shape).astype(np.float64)) / np.sqrt(len(first[k]))
          for k in maps}
