@@ -79,8 +79,8 @@ def _either(attacks: Sequence[Attack], at: jax.Array, share: jax.Array) -> Attac
 
     def forge(key, sight):
         def one(attack):
-            sent = attack.forge(key, sight) if attack.forge else sight.stack
-            return jax.tree.map(lambda s, v: jnp.broadcast_to(s, v.shape).astype(v.dtype), sent, sight.stack)
+            sent = attack.forge(key, sight) if attack.forge else sight.own
+            return jax.tree.map(lambda s, v: jnp.broadcast_to(s, v.shape).astype(v.dtype), sent, sight.own)
         return jax.lax.switch(at, [lambda attack=attack: one(attack) for attack in attacks])
 
     def probe(batch: Batch, classes: int) -> tuple[Batch, jax.Array]:

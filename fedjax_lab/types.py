@@ -294,11 +294,14 @@ class Stacked(NamedTuple):
 class Sight(NamedTuple):
     """What attackers see before they forge: all uploads of the round, as they arrived.
 
-    stack: tree [S, ...], the field "model", of which attackers know their own honest change too;  weight: as a rule gets it, 0 for who
-    was not heard;  members: bool [S], the attackers heard;  honest: bool [S], the others heard;  rank: int32 [S], which of the
-    population's attackers a member is, from 0;  cohort: who was heard;  rule: (stack) -> aggregate, what the server will do.
+    own: tree [A, ...], the members' own honest changes of the field "model", for as many members as can be in a cohort;  seats: int32 [A],
+    where in the stack they are, S for nowhere;  stack: tree [S, ...], everyone's;  weight: as a rule gets it, 0 for who was not heard;
+    members: bool [S], the attackers heard;  honest: bool [S], the others heard;  rank: int32 [S], which of the population's attackers a
+    member is, from 0;  cohort: who was heard;  rule: (stack) -> aggregate, what the server will do.
     """
 
+    own: Tree
+    seats: jax.Array
     stack: Tree
     weight: Tree
     members: jax.Array
@@ -314,7 +317,7 @@ class Attack(NamedTuple):
     share: of the population's clients, in the group.
     poison: (batch, rank, classes) -> batch, what a member's training examples become; rank as in Sight.
     idle: whether members do not train.
-    forge: (key, sight) -> tree whose leaves broadcast against the stack's: what members send in place of the field "model".
+    forge: (key, sight) -> tree whose leaves broadcast against those of `sight.own`: what members send in place of the field "model".
     probe: (batch, classes) -> (batch, counted [B]): test inputs as the attackers change them, with the labels that they want, and which
         of them count; "attack_success" is the accuracy on those.
     """
@@ -423,6 +426,7 @@ class Method(NamedTuple):
     task: what its models are: initialized and evaluated by it; None for the task that the method was made for.
     release: what a round tells of its clients; None without differential privacy.
     downloads: whether `local` downloads in mid-training; see ClientData.
+    watch: (cohort) -> {name: scalar}, what a round reports of who was heard in it.
     info: the card.
     """
 
@@ -441,6 +445,7 @@ class Method(NamedTuple):
     task: Task | None = None
     release: Release | None = None
     downloads: bool = False
+    watch: Callable[[Cohort], Mapping[str, jax.Array]] = lambda cohort: {}
     info: Info = Info("own", "method", "own", "", 0, "")
 
     @property
@@ -567,7 +572,7 @@ class Simulation(NamedTuple):
 
     world: Tree
     init: Callable[[Tree, Key], State]
-    segment: Callable[..., tuple[State, "Record"]]
+    segment: Callable[..., tuple[State, Record]]
     length: int
     plan: Mapping[str, Any]
     costs: Callable[[], Sequence[Any]] = tuple

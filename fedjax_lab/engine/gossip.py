@@ -175,7 +175,7 @@ def _round(mixing: Mixing, s: Setting, world: World, state: State, clock) -> tup
         trace = jax.tree.map(at.lay.collect, out.stacked._replace(fields={}, keep=()))
         traces.append((False, at, _sent(mixing, hood, trace, at.cohort.ids, fields)))
     clients = scatter(state.clients, seats.rows, rows)
-    report = {**reported({False: seats}, traces), "sound": sound, **draw.metrics}
+    report = {**reported({False: seats}, traces), "sound": sound, **draw.metrics, **s.method.watch(seats.cohort)}
     return State(nodes, clients, tuple(wires), draw.state, state.key, state.versions), report
 
 

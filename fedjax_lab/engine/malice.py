@@ -1,7 +1,8 @@
 """Attacks on a run: which clients are malicious, what their examples become, and what arrives of them instead of their uploads.
 
 A client's rank is its place in a permutation of the population; the first ranks are the first group, the next the second. Poison is a
-mask inside the batch and forging acts once a round on the stack of uploads, so that no honest client's program is any longer.
+mask inside the batch, and forging acts once a round on a stack of the members' uploads alone, as many as there can be in a cohort: an
+honest client's training costs no operation more.
 """
 from __future__ import annotations
 
@@ -49,11 +50,11 @@ def poison(adversary: Adversary | None, clients: int, classes: int, client: jax.
     """(batch) -> batch of one client; None where no group changes data."""
     if adversary is None or not any(attack.poison for attack in adversary.attacks):
         return None
+    roles = [role for role in groups(adversary, clients, client) if role[0].poison]  # once, not in every batch
 
     def change(batch: Batch) -> Batch:
-        for attack, member, rank in groups(adversary, clients, client):
-            if attack.poison is not None:
-                batch = tree.select(member, dict(attack.poison(batch, rank, classes)), dict(batch))
+        for attack, member, rank in roles:
+            batch = tree.select(member, dict(attack.poison(batch, rank, classes)), dict(batch))
         return batch
 
     return change
@@ -73,16 +74,25 @@ def forges(adversary: Adversary | None) -> bool:
 
 def forge(adversary: Adversary, key: Key, stack: Tree, weight: Tree, cohort: Cohort, rule: Callable[[Tree], Tree]) -> Tree:
     """The stack [S, ...] with what members send in it; rows of others are as they were."""
-    heard = cohort.mask
+    heard, slots = cohort.mask, cohort.mask.shape[0]
     honest = heard & ~members(adversary, cohort.clients, cohort.ids)
     for number, (attack, member, rank) in enumerate(groups(adversary, cohort.clients, cohort.ids)):
-        if attack.forge is None:
+        count = most(attack, cohort.clients, slots)
+        if attack.forge is None or not count:
             continue
         member = member & heard
-        sight = Sight(stack, weight, member, honest, jnp.where(member, rank, -1), cohort, rule)
+        seats = jnp.nonzero(member, size=count, fill_value=slots)[0].astype(jnp.int32)
+        own = jax.tree.map(lambda v, at=seats: jnp.take(v, at, axis=0, mode="clip"), stack)
+        sight = Sight(own, seats, stack, weight, member, honest, jnp.where(member, rank, -1), cohort, rule)
         sent = attack.forge(keys.purpose(key, f"forge{number}"), sight)
-        stack = jax.tree.map(lambda v, s, who=member: jnp.where(who.reshape(-1, *[1] * (v.ndim - 1)), s.astype(v.dtype), v), stack, sent)
+        put = lambda v, s, at=seats: v.at[at].set(jnp.broadcast_to(s, (*at.shape, *v.shape[1:])).astype(v.dtype), mode="drop")
+        stack = jax.tree.map(put, stack, sent)
     return stack
+
+
+def most(attack: Attack, clients: int, slots: int) -> int:
+    """How many members of a group can be in so many slots; all of them where its share is traced."""
+    return min(slots, round(attack.share * clients)) if isinstance(attack.share, (int, float)) else slots
 
 
 def probes(adversary: Adversary | None) -> Mapping[str, Callable[[Batch, int], tuple[Batch, jax.Array]]]:
@@ -91,4 +101,4 @@ def probes(adversary: Adversary | None) -> Mapping[str, Callable[[Batch, int], t
     return {"attack_success" + f"_{at}" * (len(found) > 1): probe for at, probe in enumerate(found)}
 
 
-__all__ = ["FIELD", "allowance", "counts", "forge", "forges", "groups", "members", "poison", "probes"]
+__all__ = ["FIELD", "allowance", "counts", "forge", "forges", "groups", "members", "most", "poison", "probes"]

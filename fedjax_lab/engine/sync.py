@@ -309,7 +309,8 @@ def _round(s: Setting, world: World, state: State, clock) -> tuple[State, Mappin
         clients = scatter(clients, seats[everyone].rows, rows)
     if set(forged) - fields:
         raise ValueError(f"--attack: method '{s.method.info.name}' has no field 'model' in its uploads to forge, only {', '.join(sorted(fields))}")
-    return State(server, clients, tuple(wires), draw.state, state.key, versions), {**reported(seats, traces), "sound": sound, **draw.metrics}
+    report = {**reported(seats, traces), "sound": sound, **draw.metrics, **s.method.watch(seats[False].cohort)}
+    return State(server, clients, tuple(wires), draw.state, state.key, versions), report
 
 
 def _evaluate(s: Setting, world: World, state: State) -> Mapping[str, jax.Array]:

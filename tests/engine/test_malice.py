@@ -10,12 +10,12 @@ import pytest
 import tiny
 
 from fedjax_lab import tree
-from fedjax_lab.engine import malice, mesh, sync
-from fedjax_lab.types import Adversary, Attack, Stacked
+from fedjax_lab.engine import ledger, malice, mesh, sync
+from fedjax_lab.types import Adversary, Attack, Cohort, Stacked
 
 KEY = jax.random.key(4)
-FLIP = Attack(0.2, forge=lambda key, sight: tree.scale(-3.0, sight.stack))
-NOISE = Attack(0.1, forge=lambda key, sight: jax.tree.map(lambda v: jax.random.normal(key, v.shape), sight.stack))
+FLIP = Attack(0.2, forge=lambda key, sight: tree.scale(-3.0, sight.own))
+NOISE = Attack(0.1, forge=lambda key, sight: jax.tree.map(lambda v: jax.random.normal(key, v.shape), sight.own))
 LABELS = Attack(0.3, poison=lambda batch, rank, classes: {**batch, "y": classes - 1 - batch["y"]})
 IDLE = Attack(0.2, idle=True)
 MIX = (FLIP, NOISE, IDLE)
@@ -130,6 +130,24 @@ def test_the_idle_do_no_step():
 def test_an_attacked_run_goes_on_where_it_was_cut():
     sim = simulation(*MIX)
     assert same(trained(sim, (4,))[0], trained(sim, (1, 3))[0])
+
+
+def test_honest_training_costs_no_operation_more():
+    costs = [simulation(*attacks).costs() for attacks in ((), (LABELS,), MIX)]
+    assert costs[0] == costs[1] == costs[2] and costs[0][0].seen > 0
+
+
+def forging(attack, slots, width=50):
+    """Floating-point operations of forging among so many uploads of a cohort, of 20 clients."""
+    ids, there = jnp.arange(slots, dtype=jnp.int32), jnp.ones(slots, bool)
+    cohort = Cohort(ids, there, ids, ids, tiny.N, jnp.int32(0))
+    return sum(ledger.flops(lambda stack: malice.forge(attacked(attack), KEY, stack, there, cohort, None), jnp.ones((slots, width))))
+
+
+def test_forging_is_the_members_work_and_not_the_cohorts():
+    """A member's upload of 50 entries is multiplied once; a cohort twice as large costs nothing more, and twice as many members twice as much."""
+    assert [forging(FLIP, 10), forging(FLIP, 20), forging(FLIP._replace(share=0.4), 20)] == [4 * 50, 4 * 50, 8 * 50]
+    assert malice.most(FLIP, tiny.N, 3) == 3 and malice.most(FLIP._replace(share=jnp.float32(0.2)), tiny.N, 10) == 10
 
 
 def test_what_padding_holds_does_not_reach_the_poisoned():

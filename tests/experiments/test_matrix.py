@@ -122,9 +122,15 @@ def test_branches():
 def test_the_recorded_table_shows_that_attacks_bite_and_rules_help():
     """experiments/ATTACKS.csv, of the command in experiments/attacks.flags."""
     with open(pathlib.Path(matrix.__file__).parent / "ATTACKS.csv") as file:
-        found = {(line["attack"], float(line["share"]), line["aggregator"]): 100 * float(line["mean"] or 0) for line in csv.DictReader(file)}
+        lines = {(line["attack"], float(line["share"]), line["aggregator"]): line for line in csv.DictReader(file)}
+    found = {where: 100 * float(line["mean"] or 0) for where, line in lines.items()}
+    aims = {where: 100 * float(line["attack_success"]) for where, line in lines.items() if where[0].startswith("replacement")}
     clean = {rule: value for (attack, _, rule), value in found.items() if attack == "none"}
     attacks, rules = {attack for attack, *_ in found} - {"none"}, set(clean)
     assert all(abs(value - clean["mean"]) <= 3 for value in clean.values()) and len(rules) >= 10
     assert sum(found[attack, 0.2, "mean"] <= clean["mean"] - 20 for attack in attacks) >= 4
-    assert all(max(found[attack, share, rule] for rule in rules) >= clean["mean"] - 10 for attack in attacks for share in (0.1, 0.2))
+    assert all(max(found[attack, share, rule] for rule in rules) >= clean["mean"] - 10 for attack in attacks for share in (0.1, 0.2, 0.3))
+    triggers = {attack for attack, *_ in aims}
+    assert len(triggers) == 2 and all(aims[trigger, share, "mean"] >= 90 for trigger in triggers for share in (0.1, 0.2, 0.3))
+    assert all(any(aims[trigger, share, rule] <= 10 and found[trigger, share, rule] >= clean["mean"] - 10 for rule in rules)
+               for trigger in triggers for share in (0.1, 0.2, 0.3))

@@ -15,7 +15,7 @@ from fedjax_lab.types import Adversary, Attack, Stream
 
 N, CLONES = 7, 4
 RIDERS = Adversary((Attack(0.3, idle=True, forge=lambda key, sight: jax.tree.map(
-    lambda v: jax.random.uniform(key, v.shape, v.dtype, -9, 9), sight.stack)),), jax.random.key(2))
+    lambda v: jax.random.uniform(key, v.shape, v.dtype, -9, 9), sight.own)),), jax.random.key(2))
 
 
 @functools.cache

@@ -146,6 +146,7 @@ def test_a_run_is_the_plain_one_but_for_rounding():
     hidden = [state.server.server["x"] for state, _ in found]
     assert np.abs(hidden[0] - 1).max() > 0.1 and 0 < np.abs(hidden[1] - plain[1]).max() < 1e-4 > np.abs(hidden[0] - plain[0]).max()
     np.testing.assert_array_equal(hidden[2], hidden[1])  # one of four is too few
+    assert [int(record.rounds["aborted"][0]) for _, record in found] == [0, 0, 1]
     assert np.abs(plain[2] - plain[1]).max() > 1e-3
     record = found[1][1]
     entries, shares = -(-(3 + 1) * 23 // 8), (1 + 2 * 3) * 256 // 8

@@ -46,7 +46,7 @@ def replacement(share: Share = 0.1, *, target: Annotated[int, Range(0)] = 0, poi
 
     def forge(key: jax.Array, sight: Sight) -> Tree:
         factor = gamma or jnp.sum(sight.cohort.mask) / jnp.maximum(jnp.sum(sight.members), 1)
-        return scaled(jnp.full(sight.members.shape, factor), sight.stack)  # (2)
+        return scaled(jnp.full(sight.seats.shape, factor), sight.own)  # (2)
 
     def probe(batch: Batch, classes: int) -> tuple[Batch, jax.Array]:
         x = jnp.where(stamp(batch["x"].shape, size), jnp.asarray(value, batch["x"].dtype), batch["x"])

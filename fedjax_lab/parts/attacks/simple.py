@@ -27,7 +27,7 @@ def sign_flip(share: Share = 0.2, *, scale: Positive = 10.0) -> Attack:
       share: of the clients that attack.
       scale: what the change is multiplied by besides.
     """
-    return Attack(share, forge=lambda key, sight: tree.scale(-scale, sight.stack))
+    return Attack(share, forge=lambda key, sight: tree.scale(-scale, sight.own))
 
 
 @part(kind="attack", **BLANCHARD)
@@ -42,7 +42,7 @@ def gaussian(share: Share = 0.2, *, std: NonNegative = 1.0, onto: Literal["nothi
 
     def forge(key, sight):
         noise = drawn(key, sight, lambda k, shape, dtype: std * jax.random.normal(k, shape, dtype))
-        return tree.add(sight.stack, noise) if onto == "own" else noise
+        return tree.add(sight.own, noise) if onto == "own" else noise
 
     return Attack(share, forge=forge)
 
@@ -82,25 +82,21 @@ def free_rider(share: Share = 0.2, *, sends: Literal["nothing", "noise", "unifor
 
     def forge(key, sight):
         if sends == "nothing":
-            return tree.zeros_like(sight.stack)
+            return tree.zeros_like(sight.own)
         return drawn(key, sight, lambda *more: scale * draw[sends](*more))
 
     return Attack(share, idle=True, forge=forge)
 
 
 def drawn(key: Key, sight: Sight, draw) -> Tree:
-    """Each member's own draw (key, shape, dtype) -> array, leaf by leaf, [S, ...]; zeros for the others, for whom nothing is drawn."""
+    """Each member's own draw (key, shape, dtype) -> array, leaf by leaf, [A, ...]."""
+    ids = jnp.take(sight.cohort.ids, sight.seats, mode="clip")
 
-    def leaf(number, stack):
-        def one(slot):
-            client, member = slot
-            return jax.lax.cond(member, lambda: draw(keys.for_client(jax.random.fold_in(key, number), client), stack.shape[1:], stack.dtype),
-                                lambda: jnp.zeros(stack.shape[1:], stack.dtype))
+    def leaf(number, own):
+        return jax.lax.map(lambda client: draw(keys.for_client(jax.random.fold_in(key, number), client), own.shape[1:], own.dtype), ids)
 
-        return jax.lax.map(one, (sight.cohort.ids, sight.members))
-
-    leaves, structure = jax.tree.flatten(sight.stack)
-    return jax.tree.unflatten(structure, [leaf(number, stack) for number, stack in enumerate(leaves)])
+    leaves, structure = jax.tree.flatten(sight.own)
+    return jax.tree.unflatten(structure, [leaf(number, own) for number, own in enumerate(leaves)])
 
 
 def _labeled(name: str, classes: int, *chosen: int) -> None:

@@ -6,7 +6,7 @@
     (4)  no sum of n such integers wraps:  n 2^q <= 2^b
 
 All fields of an upload are masked, and their weights. Rounding is random and unbiased; behind the clipping of differential privacy it is
-towards zero, so that no norm grows. Where fewer than a threshold are heard, nothing was.
+towards zero, so that no norm grows. Where fewer than a threshold are heard, nothing was, and the round's metric "aborted" is 1.
 
 Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth, "Practical Secure Aggregation for Privacy-Preserving Machine
 Learning", CCS 2017. Simulated: all secrets of a round come from one seed, in the state and in the messages, so that the server's function can
@@ -103,10 +103,10 @@ def secagg(method: Method, cohort: int, *, bits: Annotated[int, Range(2, 24)] = 
 
     def serve(key, state, aggregate, who):
         ring, wide = masks.circle(secrets(state.seed, who.clock), who.roster >= 0, neighbors), width(modulus, bits, who.roster.shape[0])
-        needed = jnp.maximum(jnp.ceil(threshold * ring.count), 1).astype(jnp.int32)
+        needed, enough = quorum(threshold, who)
         total = {f: codes.opened(v) for f, v in aggregate.items() if f != SHARES}
         total = masks.unmasked(keys.purpose(key, SHARES), ring, who.mask, needed, total)
-        enough, fields = jnp.sum(who.mask) >= needed, {}
+        fields = {}
         for f, sum_of in total.items():
             value, share = jax.tree.map(lambda x: jnp.where(enough, signed(x, wide) / levels, 0), sum_of)
             mean = jax.tree.map(lambda x, share=share: clip * x / jnp.where(share > 0, share, 1), value)
@@ -120,10 +120,21 @@ def secagg(method: Method, cohort: int, *, bits: Annotated[int, Range(2, 24)] = 
 
     own = None if method.personal is None else lambda key, state, client, data: method.personal(key, state.server, client, data)
     release = method.release and method.release._replace(noised=(*method.release.noised, SHARES))
+
+    def watch(who):
+        broken = jnp.any(who.roster >= 0) & ~quorum(threshold, who)[1]
+        return {**method.watch(who), "aborted": broken.astype(jnp.int32)}
+
     packed = rules.identity()._replace(bits=codes.bits_of)
     changed = phase._replace(local=local, broadcast=broadcast, serve=serve, up=Same(packed), down={**phase.down, SHARES: packed},
                              aggregate=Same(modular()))
-    return method.rephased([changed], init_server=start, deploy=lambda state: method.deploy(state.server), personal=own, release=release)
+    return method.rephased([changed], init_server=start, deploy=lambda state: method.deploy(state.server), personal=own, release=release, watch=watch)
+
+
+def quorum(threshold: float, who: Cohort) -> tuple[jax.Array, jax.Array]:
+    """(how many of those who started must be heard, int32; whether so many were)."""
+    needed = jnp.maximum(jnp.ceil(threshold * jnp.sum(who.roster >= 0)), 1).astype(jnp.int32)
+    return needed, jnp.sum(who.mask) >= needed
 
 
 def weighted(field: str, value: Tree, share: jax.Array, clip: float) -> tuple[Tree, jax.Array]:
@@ -197,4 +208,4 @@ def only(who: Cohort, enough: jax.Array) -> Cohort:
     return who._replace(mask=who.mask & enough, **none)
 
 
-__all__ = ["Same", "Secured", "modular", "once", "rounded", "secagg", "signed", "sums", "width"]
+__all__ = ["Same", "Secured", "modular", "once", "quorum", "rounded", "secagg", "signed", "sums", "width"]
