@@ -1,8 +1,10 @@
 """The virtual clock: how long clients take, and in which order their uploads come.
 
-No order of arrivals depends on parameters, so a schedule is rolled out on the host before the run: a rollout is a pure function of a
-Fleet and a delay law, and gives an Update per step of the server. Timing has its own stream of randomness, in which the
-k-th training of a client takes as long under every schedule.
+No registered schedule lets parameters decide when an upload comes: what FedASMU learns is when to ask for the newest model, which changes what
+a client is sent and not when it is done. So a schedule is rolled out on the host before the run, and the engine replays it in one scan: a
+rollout is a pure function of a Fleet and a delay law, and gives an Update per step of the server. An event queue inside the program, which
+an order of arrivals that depends on parameters would need, is not here. Timing has its own stream of randomness, in which the k-th training
+of a client takes as long under every schedule.
 
     law = LAW['+'LAW...] of NAME[:VALUE]     lognormal:0.5+stragglers:0.1/10
 """

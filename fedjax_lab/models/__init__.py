@@ -16,11 +16,11 @@ from fedjax_lab.models.cnn import CNN, GroupNormCNN, LeNet5
 from fedjax_lab.models.conv import Conv, max_pool
 from fedjax_lab.models.factorization import MatrixFactorization
 from fedjax_lab.models.graph import GCN, GraphSAGE
-from fedjax_lab.models.linear import LinearRegression, LogisticRegression
+from fedjax_lab.models.linear import LinearRegression, LogisticRegression, SupportVectors
 from fedjax_lab.models.lstm import CharLSTM
 from fedjax_lab.models.mlp import MLP
 from fedjax_lab.models.resnet import ResNet, ResNet8, ResNet18
-from fedjax_lab.models.task import classification, make_task, masked_mean, regression
+from fedjax_lab.models.task import classification, make_task, margins, masked_mean, regression
 from fedjax_lab.models.transformer import Transformer
 from fedjax_lab.models.vit import ViT
 from fedjax_lab.types import Batch, Task
@@ -53,7 +53,7 @@ def _factorization(shape: tuple[int, ...], classes: int = 1, **options: Any) -> 
 # (shape, classes, **options) -> module: shape is that of one "x", without the batch, options are the module's fields. classes is the
 # number of logits, or of values for linreg; mf takes users and items; transformer with a vocabulary of its own classifies texts.
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "logreg": _plain(LogisticRegression), "linreg": _plain(LinearRegression), "mlp": _mlp, "2nn": _plain(MLP), "cnn": _plain(CNN),
+    "logreg": _plain(LogisticRegression), "svm": _plain(SupportVectors), "linreg": _plain(LinearRegression), "mlp": _mlp, "2nn": _plain(MLP), "cnn": _plain(CNN),
     "lenet5": _lenet5, "gncnn": _plain(GroupNormCNN), "resnet8": _plain(ResNet8), "resnet18": _plain(ResNet18),
     "charlstm": _plain(CharLSTM), "transformer": _transformer, "vit": _plain(ViT), "backbone": _backbone, "gcn": _plain(GCN), "sage": _plain(GraphSAGE),
     "mf": _factorization,
@@ -75,10 +75,10 @@ def build(name: str, example: Batch, classes: int, *, title: str | None = None, 
     if name not in MODELS:
         raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}")
     module = MODELS[name](tuple(example["x"].shape[1:]), classes, **options)
-    kind = classification if jnp.issubdtype(example["y"].dtype, jnp.integer) else regression
+    kind = regression if not jnp.issubdtype(example["y"].dtype, jnp.integer) else margins if name == "svm" else classification
     return kind(title or name, module, example, normalize=normalize)
 
 
 __all__ = ["CLIP", "CNN", "GCN", "MLP", "MODELS", "Backbone", "CharLSTM", "Conv", "GraphSAGE", "GroupNormCNN", "LeNet5", "LinearRegression",
-           "LogisticRegression", "MatrixFactorization", "ResNet", "ResNet8", "ResNet18", "Transformer", "ViT", "build", "classification",
-           "make_task", "masked_mean", "max_pool", "regression"]
+           "LogisticRegression", "MatrixFactorization", "ResNet", "ResNet8", "ResNet18", "SupportVectors", "Transformer", "ViT", "build",
+           "classification", "make_task", "margins", "masked_mean", "max_pool", "regression"]

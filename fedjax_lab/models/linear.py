@@ -1,4 +1,4 @@
-"""Models with one layer: logistic and linear regression."""
+"""Models with one layer: logistic and linear regression, and a support vector machine."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,6 +21,11 @@ class LogisticRegression(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.head(self.features(x))
+
+
+class SupportVectors(LogisticRegression):
+    """Linear support vector machine on the flattened input: inputs * classes + classes parameters (784 to 10: 7,850). Gives a margin per
+    class [B, classes], for the squared hinge."""
 
 
 class LinearRegression(LogisticRegression):

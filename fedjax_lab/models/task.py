@@ -142,6 +142,23 @@ def classification(name: str, module: nn.Module, example: Batch, *, normalize: t
     return make_task(name, module, example, cross_entropy, {"accuracy": accuracy}, normalize)
 
 
+def margins(name: str, module: nn.Module, example: Batch, *, normalize: tuple[Any, Any] | None = None) -> Task:
+    """Squared hinge, of each class against the others, and accuracy of a module that gives a margin per class.
+
+    Args:
+      name, module, example, normalize: see `make_task`.
+
+    Raises:
+      ValueError: see `make_task`.
+
+    >>> example = {"x": jnp.zeros((1, 3)), "y": jnp.zeros((1,), jnp.int32), "mask": jnp.ones((1,), bool)}
+    >>> task = margins("svm", nn.Dense(4), example)
+    >>> float(task.loss(task.init(jax.random.key(0)), example, None)[0])  # all four margins are 0, and 1 is wanted of each
+    4.0
+    """
+    return make_task(name, module, example, squared_hinge, {"accuracy": accuracy}, normalize)
+
+
 def regression(name: str, module: nn.Module, example: Batch, *, normalize: tuple[Any, Any] | None = None) -> Task:
     """Squared error of a module that gives [B], [B, 1] or the shape of y; the mean over an example's outputs, without a factor 1/2.
 
@@ -163,6 +180,12 @@ def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     """Softmax cross entropy per example in nats, [B]."""
     y = batch["y"]
     return _over_positions(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0)), y >= 0)
+
+
+def squared_hinge(outputs: jax.Array, batch: Batch) -> jax.Array:
+    """sum_c max(0, 1 - s_c o_c)^2 per example, [B], where s_c is 1 for the label and -1 for other classes."""
+    side = 2 * jax.nn.one_hot(batch["y"], outputs.shape[-1], dtype=outputs.dtype) - 1
+    return jnp.square(jax.nn.relu(1 - side * outputs)).sum(-1)
 
 
 def accuracy(logits: jax.Array, batch: Batch) -> jax.Array:

@@ -49,8 +49,9 @@ def test_identical_weights_favor_the_fast():
 
 @pytest.mark.full
 def test_identical_weights_of_a_buffer_favor_who_is_in_it_most():
-    updates, text = 42 * 40, "buffered:3,law=fixed:1/2/4"
-    schedule = rolled(text, rounds=updates + 14, steps=1)
-    found = settled(schedule, updates, 0.02, "identical", 14)
+    updates, text, period = 42 * 40, "buffered:3,law=fixed:1/2/4", 4  # four updates consume twelve uploads, of the fast three each
+    schedule = rolled(text, rounds=updates + period, steps=1)
+    found = settled(schedule, updates, 0.02, "identical", period)
     ids = np.asarray(schedule.init(None, None).ids)[updates:]
+    assert np.bincount(ids.ravel()).tolist() == [3, 2, 1, 3, 2, 1]
     np.testing.assert_allclose(found, weighted_optimum(np.bincount(ids.ravel(), minlength=6)), atol=2e-3)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from scipy import optimize
 
-from fedjax_lab import registry
+from fedjax_lab import models, registry
 from fedjax_lab.parts.edges.ties import ties
 from fedjax_lab.parts.solvers.newton import median, newton
-from fedjax_lab.types import Task
+from fedjax_lab.types import Census, Task
 
 N = 6
 PEOPLE = bench.population()
@@ -67,6 +68,43 @@ def test_it_finds_the_minimum_of_the_objective(graph, lam, rho, l2):
     np.testing.assert_allclose(x, start.reshape(N, 3), atol=5e-3)
     apart = np.array([np.linalg.norm(x[j] - x[k]) for j, k in EDGES[graph]])
     assert (apart < 1e-3).any() and (apart > 0.05).any()
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """(positions, file) of six sensors along a road: two groups, far apart."""
+    at, file = np.array([[0.0], [0.3], [0.7], [3.0], [3.4], [3.5]]), tmp_path_factory.mktemp("road") / "at.csv"
+    np.savetxt(file, at)
+    return at, str(file)
+
+
+def test_edges_weigh_what_their_ends_are_apart(road):
+    """The minimum of the weighted objective, and duals as large as the edge weighs."""
+    at, file = road
+    a, (h, b) = {(j, k): np.exp(-abs(at[j, 0] - at[k, 0])) for j, k in EDGES["ring"]}, sums(PEOPLE)
+
+    def objective(x, smooth):
+        x = x.reshape(N, 3)
+        return (0.5 * h * x**2 - b * x).sum() + 3 * sum(w * np.sqrt(((x[j] - x[k]) ** 2).sum() + smooth) for (j, k), w in a.items())
+
+    start = np.zeros(3 * N)
+    for smooth in (1e-2, 1e-4, 1e-6, 1e-9):
+        start = optimize.minimize(objective, start, (smooth,), options={"maxiter": 4000}).x
+    server, _ = solved(3.0, places=file)
+    np.testing.assert_allclose(server.x, start.reshape(N, 3), atol=5e-3)
+    bound = 3 * np.exp(-np.abs(at - at.T))
+    length = np.linalg.norm(server.duals, axis=2)
+    assert all(length[i, k] <= bound[i, j] + 1e-5 for i in range(N) for k, j in enumerate(server.ties.ids[i]))
+    assert np.ptp(length) > 1 and np.abs(solved(3.0)[0].x - server.x).max() > 0.05
+
+
+def test_the_median_of_neighbors_is_weighted(road):
+    """Node 2 has no examples; of its two neighbors the nearer one is the median."""
+    sizes, method = (4, 1, 0, 6, 2, 5), bench.make("netlasso", graph="ring", places=road[1])
+    server = method.init_server(jax.random.key(0), {"x": jnp.zeros(3)}, Census(N, np.array(sizes)))
+    server = server._replace(x=jnp.asarray(np.random.default_rng(0).normal(size=(N, 3)), jnp.float32))
+    own = method.personal(None, server, (), bench.client(bench.population(sizes), 2))["x"]
+    np.testing.assert_allclose(own, server.x[1], atol=1e-3)  # 0.4 away, the other one 2.3
 
 
 @pytest.mark.full
@@ -124,6 +162,22 @@ def test_the_line_search_never_climbs():
     matrix = jnp.array([[3.0, 1.0], [1.0, 2.0]])
     np.testing.assert_allclose(newton(lambda x: 0.5 * x @ matrix @ x - x.sum(), jnp.array([9.0, -4.0]), 1), jnp.linalg.solve(matrix, jnp.ones(2)), rtol=1e-5)
     assert np.isfinite(newton(lambda x: 0.0 * x.sum(), x, 3)).all()
+
+
+def test_a_support_vector_machine_is_solved():
+    """f_i of model svm, by Newton's steps, against a solver of its own: the bias is penalized like the other entries by both."""
+    from sklearn.svm import LinearSVC
+
+    rng = np.random.default_rng(0)
+    x, y, l2 = rng.normal(size=(40, 4)).astype(np.float32), rng.integers(0, 3, 40), 0.5
+    batch = {"x": jnp.asarray(x), "y": jnp.asarray(y, jnp.int32), "mask": jnp.ones(40, bool)}
+    task = models.build("svm", batch, 3)
+    start, shape = ravel_pytree(jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0))))
+    solve = jax.jit(lambda: newton(lambda p: 40 * task.loss(shape(p), batch, None)[0] + l2 / 2 * jnp.sum(p**2), start, 12))
+    found = shape(solve())["head"]
+    other = LinearSVC(C=1 / l2, loss="squared_hinge", dual=False, tol=1e-9, max_iter=10_000).fit(x, y)
+    np.testing.assert_allclose(found["kernel"], other.coef_.T, atol=1e-4)
+    np.testing.assert_allclose(found["bias"], other.intercept_, atol=1e-4)
 
 
 def test_the_median_is_where_distances_are_least():

@@ -17,7 +17,7 @@ from fedjax_lab.models.vit import patches
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is most of the time here
 TEXT, GRAPH = {"charlstm", "transformer"}, {"gcn", "sage"}
 SIZES = [  # what the docstrings say
-    ("logreg", (28, 28, 1), 10, {}, 7_850), ("linreg", (13,), 1, {}, 14), ("mlp", (8, 8, 1), 10, {"widths": (32, 16)}, 2_778),
+    ("logreg", (28, 28, 1), 10, {}, 7_850), ("svm", (28, 28, 1), 10, {}, 7_850), ("linreg", (13,), 1, {}, 14), ("mlp", (8, 8, 1), 10, {"widths": (32, 16)}, 2_778),
     ("2nn", (28, 28, 1), 10, {}, 199_210), ("cnn", (28, 28, 1), 10, {}, 1_663_370), ("lenet5", (28, 28, 1), 10, {}, 61_706),
     ("lenet5", (32, 32, 1), 10, {}, 61_706), ("lenet5", (32, 32, 3), 10, {}, 62_006), ("gncnn", (32, 32, 3), 10, {}, 188_970),
     *(("resnet8", (32, 32, 3), 10, {"norm": norm}, 77_706 if norm == "none" else 78_042) for norm in NORMS),
@@ -27,7 +27,7 @@ SIZES = [  # what the docstrings say
     ("gcn", (5, 1433), 7, {}, 23_063), ("sage", (5, 1433), 7, {}, 46_103), ("mf", (2,), 1, {"users": 10, "items": 40}, 1_051),
 ]
 SMALL = [  # quick to compile, every code path
-    ("logreg", (5,), 3, {}), ("linreg", (4,), 1, {}), ("mlp", (4, 4), 3, {"widths": (6,)}), ("2nn", (5,), 3, {"widths": (4, 4)}),
+    ("logreg", (5,), 3, {}), ("svm", (5,), 3, {}), ("linreg", (4,), 1, {}), ("mlp", (4, 4), 3, {"widths": (6,)}), ("2nn", (5,), 3, {"widths": (4, 4)}),
     ("cnn", (8, 8, 1), 3, {"widths": (2, 3), "hidden": 5}), ("lenet5", (12, 12, 1), 3, {}),
     ("gncnn", (8, 8, 3), 3, {"widths": (4, 4), "hidden": 5, "groups": 2}),
     ("resnet8", (4, 4, 3), 3, {"norm": "batch", "blocks": (1, 1), "width": 4, "lowering": "xla"}),

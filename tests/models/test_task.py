@@ -124,6 +124,17 @@ def test_sequences_average_over_their_labelled_positions():
     np.testing.assert_allclose(task.loss({}, batch, None)[0], found["loss"].mean(), rtol=1e-6)
 
 
+def test_the_squared_hinge_is_of_each_class_against_the_others():
+    batch = batch_of((3,), 4) | {"y": jnp.array([0, 2, 1, 2])}
+    task = models.build("svm", batch, 3)
+    params = jit(task.init)(jax.random.key(0))
+    outputs = np.asarray(task.apply(params, batch))
+    want = [sum(max(0, 1 - (1 if c == y else -1) * outputs[i, c]) ** 2 for c in range(3)) for i, y in enumerate([0, 2, 1, 2])]
+    found = task.metrics(outputs, batch)
+    np.testing.assert_allclose(found["loss"], want, rtol=1e-5)
+    np.testing.assert_array_equal(found["accuracy"], outputs.argmax(1) == [0, 2, 1, 2])
+
+
 def test_squared_error_takes_a_column_or_a_vector_and_averages_outputs():
     batch = batch_of((3,), 4) | {"y": jnp.arange(4.0)}
     task = models.build("linreg", batch, 1)
@@ -214,7 +225,7 @@ def test_blank_keeps_types_and_real_rows():
 
 def test_errors_name_the_thing_and_the_choices():
     batch = batch_of()
-    with pytest.raises(ValueError, match="model 'vgg' is not one of logreg, linreg"):
+    with pytest.raises(ValueError, match="model 'vgg' is not one of logreg, svm, linreg"):
         models.build("vgg", batch, 3)
     with pytest.raises(ValueError, match="task 'gcn' needs the array 'edges'; the example batch has mask, x, y"):
         models.build("gcn", batch, 3)

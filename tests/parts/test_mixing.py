@@ -52,6 +52,20 @@ def test_w_is_zero_off_the_graph(text):
     np.testing.assert_allclose(w[linked], 1 / (1 + degree[0]), rtol=1e-6)
 
 
+def test_the_nearest_are_neighbors_both_ways(tmp_path):
+    at = np.random.default_rng(1).normal(size=(9, 2))
+    np.savetxt(tmp_path / "at.csv", at, delimiter=",")
+    w = matrix(f"knn:3,file={tmp_path / 'at.csv'}", 9)
+    apart = np.sqrt(((at[:, None] - at) ** 2).sum(2))
+    near = np.array([[sum(apart[i] < apart[i, j]) <= 3 for j in range(9)] for i in range(9)])  # itself is nearer than all
+    np.testing.assert_array_equal((w - np.diag(np.diag(w))) > 0, (near | near.T) & ~np.eye(9, dtype=bool))
+    for text, words in (("knn:9,file=x", "k=9 of 9 nodes; choose 1..8"), (f"knn:3,file={tmp_path}/no.csv", "no.csv' is no text file of positions"),
+                        ("knn:3", "file"), (f"knn:3,file={tmp_path / 'at.csv'}", r"finite positions \[9, 2\]; expected a line for each of 8 nodes")):
+        with pytest.raises(ValueError, match=words) as error:
+            from_text(text, 8 if "expected" in words else 9, 0)
+        assert "\n" not in str(error.value)
+
+
 def test_weights_on_an_uneven_graph_are_metropolis():
     star = lists.dense(lists.metropolis([[1, 2, 3], [0], [0], [0]]))
     expected = np.eye(4) * 0.75 + 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedjax_lab import keys
 from fedjax_lab.parts.mixing import links as lists
+from fedjax_lab.parts.mixing import places
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Count, Share
 from fedjax_lab.types import Links, Topology
@@ -93,6 +94,20 @@ def watts_strogatz(nodes: int, seed: int, *, k: Count = 4, p: Share = 0.1) -> To
     if not 2 <= k < nodes:
         raise ValueError(f"k={k} of {nodes} nodes; choose 2..{nodes - 1}")
     return _of_networkx("watts-strogatz", nodes, lambda nx: nx.watts_strogatz_graph(nodes, k, p, seed))
+
+
+@part(kind="graph", family="graphs", paper="Decentralised Traffic Incident Detection via Network Lasso", year=2024)
+def knn(nodes: int, seed: int, *, k: Count = 5, file: str) -> Topology:
+    """Nodes are linked to those nearest to them.
+
+    Args:
+      k: how many; a node has more neighbors where it is among the nearest of others.
+      file: a text file with a line of numbers joined by commas for each node, its position.
+    """
+    if not k < nodes:
+        raise ValueError(f"k={k} of {nodes} nodes; choose 1..{nodes - 1}")
+    near = places.nearest(places.positions(file, nodes), k)
+    return _of_networkx("knn", nodes, lambda nx: nx.from_dict_of_lists(dict(enumerate(near))))
 
 
 @part(kind="graph", family="graphs", paper="Generating random regular graphs quickly", year=1999)

@@ -6,10 +6,12 @@ import numpy as np
 NEIGHBORS = {"ring": lambda i, n: {(i - 1) % n, (i + 1) % n}, "full": lambda i, n: set(range(n)) - {i}}
 
 
-def run(problem, turns, *, lr, lam=1.0, rho=1.0, l2=1e-3, graph="ring", seed=0, newton_steps=8, own=None):
+def run(problem, turns, *, lr, lam=1.0, rho=1.0, l2=1e-3, graph="ring", places=None, seed=0, newton_steps=8, own=None):
     n, d = problem.clients, problem.start.size
     x, history = np.tile(problem.start, (n, 1)), []
     pairs = [(j, k) for j in range(n) for k in sorted(NEIGHBORS[graph](j, n))]
+    at = np.zeros((n, 1)) if places is None else np.loadtxt(places, delimiter=",")
+    a = {(j, k): np.exp(-np.sqrt(((at[j] - at[k]) ** 2).sum())) for j, k in pairs}
     z, u = ({pair: value.copy() for pair in pairs} for value in (problem.start, np.zeros(d)))
     for _ in turns:
         x = np.array([minimum(problem, i, [z[j, k] - u[j, k] for j, k in pairs if j == i], rho, l2) for i in range(n)])
@@ -17,7 +19,7 @@ def run(problem, turns, *, lr, lam=1.0, rho=1.0, l2=1e-3, graph="ring", seed=0, 
             if j < k:
                 p, q = x[j] + u[j, k], x[k] + u[k, j]
                 far = np.linalg.norm(p - q)
-                th = max(1 - lam / (rho * far), 0.5) if far > 0 else 0.5
+                th = max(1 - lam * a[j, k] / (rho * far), 0.5) if far > 0 else 0.5
                 z[j, k], z[k, j] = th * p + (1 - th) * q, (1 - th) * p + th * q
         for j, k in pairs:
             u[j, k] = u[j, k] + x[j] - z[j, k]
