@@ -8,9 +8,10 @@ median over the timed rounds. Several workloads run in a process each, so that n
     --plain      in turns with one jitted client update called from a Python loop
     --floor      what the arithmetic and the memory traffic must take on this machine, and the share of it in the measured time
     --profile=D  a JAX profiler trace in the folder D; the most expensive operations also as a table on the standard error
-    --scale      instead: time and memory against clients, cohort, population and devices
+    --scale      instead: time and memory against clients, cohort, population, devices and the nodes of a gossip; --axes=nodes for the last alone
     --arrivals   instead: 10,000 uploads of a small model through fedbuff on the virtual clock, and how many times as long a plain event loop takes
-    --write      all workloads with reference and floor, into PERFORMANCE.json and PERFORMANCE.md; what --scale measures goes there too
+    --write      all workloads with reference and floor, into PERFORMANCE.json and PERFORMANCE.md, or what --arrivals measures; what --scale
+                 measures goes there too
 
 The workloads are those of workloads.py: w1, w2, w3, w4 on MNIST, w5 generated for an accelerator, digits with nothing to download.
 """
@@ -37,9 +38,9 @@ WAYS = {
     "reference": "take turns with the plain JAX round, and say how many times its time the library takes",
     "plain": "take turns with one jitted client update called from a Python loop",
     "floor": "also say what arithmetic and memory traffic must take on this machine",
-    "scale": "measure time and memory against clients, cohort, population and devices instead, and write them",
+    "scale": "measure time and memory against clients, cohort, population, devices and the nodes of a gossip instead, and write them",
     "arrivals": "simulate 10,000 asynchronous uploads instead, by the library and by a loop that trains one client at a time",
-    "write": "measure with --reference and --floor, and write the results",
+    "write": "measure with --reference and --floor, and write the results; or those of --arrivals",
 }
 
 
@@ -119,7 +120,10 @@ def work() -> int:
         return 0
     if FLAGS.arrivals:
         shared = {k: v for k, v in given().items() if k in ("chunk", "devices", "lanes", "seed", "cache_dir")}
-        print(json.dumps(arrivals.compare(arrivals.UPLOADS, shared)), flush=True)
+        row = arrivals.compare(arrivals.UPLOADS, shared)
+        print(json.dumps(row), flush=True)
+        if FLAGS.write:
+            report.write(pathlib.Path(FLAGS.out), [], arrivals=[row])
         return 0
     for name in names:
         configure(name)

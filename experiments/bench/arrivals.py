@@ -52,8 +52,8 @@ def compare(uploads: int, given: dict[str, str]) -> dict[str, Any]:
         theirs += spent
     assert heard == uploads
     return {"uploads": uploads, "in_training": FLYING, "buffer": BUFFER, "parameters": sim.plan["parameters"], "seconds": ours[0],
-            "of_which_rolling_out": rolled[0], "loop_seconds": theirs[0], "ratio": theirs[0] / ours[0], "processor_ratio": theirs[1] / ours[1], "chunk": sim.plan["chunk"], "devices": sim.plan["devices"],
-            "peak_rss_mb": measure.peak_rss_mb(), "loop_norm": float(sum(jnp.sum(p**2) for p in jax.tree.leaves(params)))}
+            "of_which_rolling_out": rolled[0], "loop_seconds": theirs[0], "ratio": theirs[0] / ours[0], "processor_ratio": theirs[1] / ours[1],
+            "peak_rss_mb": measure.peak_rss_mb(), "loop_norm": float(sum(jnp.sum(p**2) for p in jax.tree.leaves(params))), **measure.machine(prepared)}
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, np.ndarray]:

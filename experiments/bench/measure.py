@@ -17,7 +17,8 @@ from fedjax_lab import run, workdir
 from fedjax_lab.types import State
 
 Paces = list[tuple[float, float]]  # of every round, seconds by the clock and of all processors
-PLAN = ("clients", "cohort", "parameters", "platform", "devices", "chunk", "lanes")
+PLAN = ("clients", "cohort", "parameters")
+MACHINE = ("platform", "devices", "chunk", "lanes")
 
 
 def measure(prepared: run.Prepared, warmup: int, rivals: Mapping[str, Callable[[], Setup]] = {}) -> dict[str, Any]:
@@ -60,10 +61,16 @@ def measure(prepared: run.Prepared, warmup: int, rivals: Mapping[str, Callable[[
         "compile_seconds": compile_seconds - evaluation, "evaluation_seconds": evaluation,
         "clients_per_second": plan["cohort"] / pace, "examples_per_second": float(np.mean(examples)) / pace, **memory,
         "test_accuracy": float(record.evaluation["test_accuracy"]), "rounds": rounds, "warmup": warmup,
-        **{k: plan[k] for k in PLAN}, "device_kind": jax.devices()[0].device_kind,
-        "precision": prepared.config.precision, "versions": workdir.versions(),
+        **{k: plan[k] for k in PLAN}, **machine(prepared),
         **{name: compared(paces, theirs[name], other) for name, other in others.items()},
     }
+
+
+def machine(prepared: run.Prepared) -> dict[str, Any]:
+    """Where a measurement was made, and how the work lay there."""
+    plan = prepared.simulation.plan
+    return {**{k: plan[k] for k in MACHINE}, "device_kind": jax.devices()[0].device_kind, "precision": prepared.config.precision,
+            "versions": workdir.versions()}
 
 
 def compared(ours: Paces, theirs: Paces, other: Setup) -> dict[str, float]:

@@ -22,6 +22,7 @@ reason.
 """
 CPU_RATIO = {"w1": 1.1, "w3": 1.1, "w4": 1.1}  # the library's time over the plain round's, at most
 CPU_FLOOR = {"w2": 1.4}  # over the arithmetic floor, at most
+LOOP = 10  # the event loop's time over the library's, at least
 REASONS = {
     ("w2", "cpu"): ("as long as the plain round takes: in a trace the second layer's three convolutions are 59% of the time; 21% is the layer of "
                     "1.6 million weights, whose products of ten rows wait for memory, since no cache of a core holds them"),
@@ -30,13 +31,14 @@ REASONS = {
 
 
 def read(folder: pathlib.Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
-    """{"workloads": rows of `measure`, "scale": points of `scale`}; empty where there is no file."""
+    """{"workloads": rows of `measure`, "scale": points of `scale`, "arrivals": rows of `arrivals`}; empty where there is no file."""
     path = folder / "PERFORMANCE.json"
-    return json.loads(path.read_text()) if path.exists() else {"workloads": [], "scale": []}
+    return {"workloads": [], "scale": [], "arrivals": [], **(json.loads(path.read_text()) if path.exists() else {})}
 
 
-def write(folder: pathlib.Path, rows: Sequence[Row], points: Sequence[Row] = ()) -> None:
-    """Puts rows in place of those of their workload and devices, points in place of those of their axes, and writes all files.
+def write(folder: pathlib.Path, rows: Sequence[Row], points: Sequence[Row] = (), arrivals: Sequence[Row] = ()) -> None:
+    """Puts rows in place of those of their workload and devices, points in place of those of their axes, arrivals in place of those on their
+    platform, and writes all files.
 
     Raises:
       ValueError: the folder cannot be written.
@@ -46,7 +48,9 @@ def write(folder: pathlib.Path, rows: Sequence[Row], points: Sequence[Row] = ())
     kept = {_name(row): row for row in (*old["workloads"], *({**row, **today} for row in rows))}
     axes = {(p["axis"], p["platform"]) for p in points}
     rest = [p for p in old["scale"] if (p["axis"], p["platform"]) not in axes]
-    found = {"workloads": [kept[name] for name in sorted(kept)], "scale": [*rest, *({**p, **today} for p in points)]}
+    clocked = {row["platform"]: row for row in (*old["arrivals"], *({**row, **today} for row in arrivals))}
+    found = {"workloads": [kept[name] for name in sorted(kept)], "scale": [*rest, *({**p, **today} for p in points)],
+             "arrivals": [*clocked.values()]}
     found = {part: [plain(row) for row in rows] for part, rows in found.items()}
     try:
         _replace(folder / "PERFORMANCE.json", "{\n" + ",\n".join(f'"{part}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]"
@@ -77,6 +81,8 @@ def document(found: Mapping[str, Sequence[Row]]) -> str:
     lines += ["", *[f"- {row['workload']} on {_device(row)}: {_detail(row)}" for row in found["workloads"]]]
     if found["scale"]:
         lines += ["", "## Scale", "", "![Seconds a round and peak memory against size](PERFORMANCE.png)", "", *_scale(found["scale"])]
+    if found["arrivals"]:
+        lines += ["", "## Uploads on the virtual clock", "", *_arrivals(found["arrivals"])]
     return "\n".join(lines) + "\n"
 
 
@@ -141,6 +147,16 @@ def _scale(points: Sequence[Row]) -> list[str]:
               f"{scale.spread(points, 'clients', model, 'processor_seconds_per_round'):.2f} times."
               for model in dict.fromkeys(p["series"] for p in points if p["axis"] == "clients")]
     return [*_table(heads, rows), "", *shares]
+
+
+def _arrivals(rows: Sequence[Row]) -> list[str]:
+    heads = ("uploads", "in training", "buffer", "parameters", "seconds", "of which rolling out", "loop's seconds", "times as long", "of processor time",
+             "peak memory, MB", "on", "date", "target")
+    count = ("uploads", "in_training", "buffer", "parameters")
+    cells = [[*(f"{r[k]:,}" for k in count), *(number(r[k]) for k in ("seconds", "of_which_rolling_out", "loop_seconds", "ratio", "processor_ratio")),
+              memory(r), _device(r), r["date"], f"the loop takes at least {LOOP} times as long: {'reached' if r['ratio'] >= LOOP else '**missed**'}"]
+             for r in rows]
+    return ["FedBuff, against a loop in Python that trains one client at a time (bench/arrivals.py).", "", *_table(heads, cells)]
 
 
 def number(value: float) -> str:

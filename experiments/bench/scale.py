@@ -4,6 +4,7 @@
     cohort       10 to 10,000 clients of 60 examples in a round: seconds a round
     population   1,000 to 15,000,000 generated clients off the device, 1,000 in a round: seconds a round, and until the first
     devices      1,000 clients of 60 examples in a round on 1, 2, 4, ... devices
+    nodes        10 to 1,000 nodes of 60 examples in a ring, each with a model of its own (DFedAvgM): seconds a round
 """
 from __future__ import annotations
 
@@ -49,7 +50,12 @@ def _devices() -> list[tuple[str, int, dict]]:
     return [(model, n, crowd(model, 1_000, 60, 1_000, 20, devices=str(n))) for model in ("logreg", "2nn") for n in counts]
 
 
-AXES = {"clients": _clients, "cohort": _cohort, "population": _population, "devices": _devices}
+def _nodes() -> list[tuple[str, int, dict]]:
+    gossip = {"method": "dfedavgm", "schedule": "gossip", "graph": "ring"}
+    return [("2nn", n, crowd("2nn", n, 60, n, 10, **gossip)) for n in (10, 100, 1_000)]
+
+
+AXES = {"clients": _clients, "cohort": _cohort, "population": _population, "devices": _devices, "nodes": _nodes}
 """{axis: () -> (series, value, settings) of its points}."""
 
 
@@ -109,7 +115,7 @@ def draw(points: Sequence[Point], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     labels = {"clients": f"clients that share {EXAMPLES:,} examples", "cohort": "clients in a round", "population": "clients in all",
-              "devices": "devices"}
+              "devices": "devices", "nodes": "nodes that gossip"}
     axes = [axis for axis in AXES if any(p["axis"] == axis for p in points)]
     figure, panels = pyplot.subplots(1, len(axes), figsize=(4.2 * len(axes), 3.4), squeeze=False, layout="constrained")
     for axis, panel in zip(axes, panels[0]):

@@ -431,14 +431,34 @@ def test_unknown_flag_of_the_command():
 
 
 @pytest.mark.full
-def test_arrivals_are_simulated_by_both(given, monkeypatch, capsys):
-    given("--arrivals")
+def test_arrivals_are_simulated_by_both(given, monkeypatch, capsys, tmp_path):
+    given("--arrivals", "--write", f"--out={tmp_path}")
     real = arrivals.compare
     monkeypatch.setattr(arrivals, "compare", lambda uploads, shared: real(500, shared))
     assert bench.work() == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["uploads"], row["in_training"], row["buffer"], row["parameters"]) == (500, 100, 10, 650)
     assert 0 < row["of_which_rolling_out"] < row["seconds"] and row["ratio"] == pytest.approx(row["loop_seconds"] / row["seconds"])
+    assert report.read(tmp_path)["arrivals"][0]["seconds"] == pytest.approx(row["seconds"], rel=1e-5)
+
+
+def test_arrivals_are_a_table(tmp_path):
+    fields = {"uploads": 10_000, "in_training": 100, "buffer": 10, "seconds": 0.5, "of_which_rolling_out": 0.1, "loop_seconds": 4.5, "ratio": 9.0,
+              "processor_ratio": 8.7654}
+    report.write(tmp_path, [row()], arrivals=[row(**fields)])
+    report.write(tmp_path, [], arrivals=[row(**fields, platform="gpu"), row(**{**fields, "ratio": 12.0})])
+    lines = (tmp_path / "PERFORMANCE.md").read_text().splitlines()
+    clocked = [line for line in lines if line.startswith("| 10,000 | 100 | 10 | 199,210 | 0.5 | 0.1 | 4.5 |")]
+    assert ["reached" in line for line in clocked] == [True, False] and "**missed**" in clocked[1] and "| 8.77 |" in clocked[0]
+    assert [r["workload"] for r in report.read(tmp_path)["workloads"]] == ["w1"]
+
+
+@pytest.mark.full
+def test_nodes_that_gossip_are_a_point():
+    (_, nodes, settings), *_ = scale.AXES["nodes"]()
+    found = scale.point({**settings, "devices": "1", "task": f"crowd_2nn:clients={nodes},size=6,dim=9"}, rounds=1)
+    assert (found["clients"], found["cohort"], nodes) == (10, 10, 10) and 0 < found["seconds_per_round"] and found["parameters"] > 40_000
+    assert max(nodes for _, nodes, _ in scale.AXES["nodes"]()) == 1_000
 
 
 def test_the_plain_event_loop_does_what_fedbuff_does():
