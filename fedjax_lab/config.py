@@ -42,7 +42,7 @@ class Config:
         "uniform", "who takes part, NAME[:VALUE][,arg=value...], and what befalls them joined to it by '+': poisson+dropout:0.1"
     )
     schedule: str | None = _field(
-        None, "in what order clients and server act: sync in rounds, buffered, ticks, polling and compass[:arg=value,...] on a virtual clock, gossip[:arg=value,...] without a server; "
+        None, "in what order clients and server act: sync in rounds, buffered, ticks, polling and compass[:arg=value,...] on a virtual clock, gossip[:arg=value,...] without a server, vertical among parties; "
         "by default what the method was published for"
     )
     graph: str | None = _field(None, "who talks to whom in gossip, NAME[:VALUE][,arg=value...], by default ring; what is drawn once is drawn from --data_seed")

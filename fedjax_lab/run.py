@@ -304,7 +304,7 @@ def _placed(config: Config, population: Population) -> Population:
 def scene(config: Config, source: Any) -> dict[str, Any]:
     """The arguments of scenario.build that a configuration makes of a source."""
     text = config.partition or ("" if config.partition_file else default_partition(source))
-    given = config.partition_file or any(spec.parse(item)[0] == "natural" for item in spec.chain(text))
+    given = config.partition_file or any(spec.parse(item)[0] in ("natural", "vertical") for item in spec.chain(text))
     return {"text": text, "source": source, "key": jax.random.key(config.data_seed), "clients": config.clients or (None if given else 100),
             "client_test": config.client_test, "partition_file": config.partition_file}
 

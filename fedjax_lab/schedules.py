@@ -13,8 +13,9 @@ from fedjax_lab.types import Method, Participation, Population
 if TYPE_CHECKING:
     from fedjax_lab.engine.sync import Schedule
 
-SYNC, GOSSIP = "sync", "gossip"
-OWN = {SYNC: "rounds, one after the other", GOSSIP: "rounds without a server"}
+SYNC, GOSSIP, VERTICAL = "sync", "gossip", "vertical"
+OWN = {SYNC: "rounds, one after the other", GOSSIP: "rounds without a server",
+       VERTICAL: "rounds of parties with different features of the same examples"}
 RING = "ring"  # the graph of a gossip where none is named
 
 
@@ -26,20 +27,25 @@ def lowering(config: Config, method: Method, population: Population) -> tuple[Sc
     """
     from fedjax_lab.parts.cohorts.text import from_text
 
-    name = chosen(config, method)
+    name, parties = chosen(config, method), "parties" in population.manifest
+    if parties != (VERTICAL in _own(method.info.schedule)):
+        made, other = (f"parties with parts of the features; choose a method for --schedule={VERTICAL}", "clients") if parties else (
+            f"clients with examples of their own; choose --partition={VERTICAL}:2, for example", "parties")
+        raise ValueError(f"--schedule={name}: '{method.info.name}' is for {other}, and {population.manifest.get('partition', 'this population')} makes {made}")
     if name == GOSSIP:
         return gossiping(config, method, population)
     if config.graph:
         raise ValueError(f"--graph={config.graph}: who talks to whom is for --schedule={GOSSIP}; this is {name}")
-    if config.cohort > population.clients:
+    cohort = population.clients if parties and config.cohort == Config.cohort else config.cohort  # all parties where nothing is said
+    if cohort > population.clients:
         raise ValueError(f"--cohort={config.cohort}: more than the {population.clients} clients there are; choose 1..{population.clients}")
-    whole = config.participation == Config.participation and config.cohort == population.clients
+    whole = config.participation == Config.participation and cohort == population.clients
     if "participation" in method.info.refuses and not whole:
         raise ValueError(f"--cohort={config.cohort} --participation={config.participation}: '{method.info.name}' refuses it: "
                          f"{method.info.refuses['participation']}; choose --cohort={population.clients} and uniform")
     if name in registry.catalog("schedule"):
         return None, timed(config, method, population)
-    return None, from_text(config.participation, population.clients, config.cohort)
+    return None, from_text(config.participation, population.clients, cohort)
 
 
 def timed(config: Config, method: Method, population: Population) -> Participation:
@@ -107,6 +113,12 @@ def rolled_out(config: Config) -> bool:
     return spec.parse(config.schedule or _own(own)[0])[0] in registry.catalog("schedule")
 
 
+def vertical(method: str) -> bool:
+    """Whether the method of this name is for parties with parts of the features."""
+    known = registry.catalog("method")
+    return method in known and VERTICAL in _own(known[method].info.schedule)
+
+
 def _own(published: str) -> list[str]:
     """The schedules that a method was published for, the first by default."""
     return published.split(" or ")
@@ -137,4 +149,4 @@ def untested(config: Config, method: Method) -> str:
     return f"--schedule={config.schedule}: '{method.info.name}' was published for --schedule={' or '.join(own)}"
 
 
-__all__ = ["chosen", "gossiping", "lowering", "mixing", "rolled_out", "timed", "untested"]
+__all__ = ["chosen", "gossiping", "lowering", "mixing", "rolled_out", "timed", "untested", "vertical"]

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from fedjax_lab import config as configs
-from fedjax_lab import guard, registry, resume, tasks
+from fedjax_lab import guard, registry, resume, schedules, tasks
 from fedjax_lab.config import Config
 from fedjax_lab.data import manifest, picture
 from fedjax_lab.engine import checkpoint, processes
@@ -277,6 +277,8 @@ def load(path: str, task: Task | None = None) -> Model:
     if saved is None:
         raise ValueError(f"{path}: the run has no checkpoint yet; see --checkpoint_every")
     task = _trained(record["config"], task or _task(record))
+    if schedules.vertical(record["config"]["method"]):  # a joint model has as many parts as there were parties, which no task says
+        return Model(task, jax.tree.map(jax.numpy.asarray, checkpoint.nested(saved.groups["model"])))
     return Model(task, checkpoint.place(saved.groups["model"], jax.eval_shape(task.init, jax.random.key(0))))
 
 

@@ -3,7 +3,7 @@
 The items are joined by "+" and happen in this order: selections of examples (data/select.py), one partition (data/partition.py,
 or data/graph.py where the source is a graph; `domains` in front of it deals every domain separately), shifts and label masks
 (data/shift.py, data/semi.py), at last a sequence of tasks (data/sequence.py). `vertical` (data/vertical.py) in the place of the
-partition splits features over parties instead of examples over clients.
+partition splits features over parties, who are then the clients, instead of examples over clients.
 """
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def stages(text: str, source: Source, *, key: Key, clients: int | None = None, c
            partition_file: str | os.PathLike | None = None) -> tuple[Population, ...]:
     """The populations of a sequence of tasks, over the same clients; a single one without a sequence. As `build` otherwise."""
     before, middle, after, last = _ordered(text, bool(partition_file))
+    if middle and spec.parse(middle)[0] == "vertical":
+        return (_vertical(text, source, key, clients, client_test),)
     source = _selected(before, source, key)
     owned = _owned(middle, partition_file, "domains" in before, source, key, clients)
     lower = population.build if source.edges is None else graph.build
@@ -77,6 +79,15 @@ def parties(text: str, source: Source, *, key: Key) -> tuple[Source, Vertical]:
     return source, vertical.vertical(int(np.prod(x.shape[1:])), source.examples, key, **options)
 
 
+def _vertical(text: str, source: Source, key: Key, clients: int | None, client_test: float | None) -> Population:
+    source, parts = parties(text, source, key=key)
+    if clients not in (None, len(parts.columns)):
+        raise ValueError(f"--clients={clients}: the partition makes {len(parts.columns)} parties; leave --clients out")
+    if client_test is not None:
+        raise ValueError(f"--client_test={client_test}: no party can test alone, for it has a part of the features; leave it out")
+    return vertical.build(source, parts, text)
+
+
 def _selected(items: list[str], source: Source, key: Key) -> Source:
     for item in items:
         if item != "domains":
@@ -91,8 +102,6 @@ def _owned(text: str, file: str | os.PathLike | None, apart: bool, source: Sourc
             raise ValueError(f"--clients={clients}: the partition makes {len(owned.size)} clients; leave --clients out")
         return owned
     name, positional, values = spec.parse(text)
-    if name == "vertical":
-        raise ValueError(f"'{text}' splits features over parties, not examples over clients; here a population of clients is needed")
     if name in graph.GRAPHS:
         if source.edges is None or clients is None:
             lacks = "a graph, such as cora" if source.edges is None else "a number of clients"

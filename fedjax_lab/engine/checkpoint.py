@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -183,6 +184,25 @@ def place(found: Mapping[str, np.ndarray], like: Tree) -> Tree:
         return jax.device_put(value) if sharding is None else meshes.place(value, sharding)
 
     return jax.tree_util.tree_map_with_path(put, like, is_leaf=tables.is_rows)
+
+
+def nested(found: Mapping[str, np.ndarray]) -> Tree:
+    """The tree of dictionaries and lists that paths name, from arrays by path.
+
+    >>> nested({"['top'][0]['bias']": np.zeros(2), "['top'][1]['bias']": np.ones(1)})
+    {'top': [{'bias': array([0., 0.])}, {'bias': array([1.])}]}
+    """
+    tree: dict[str | int, Any] = {}
+    for name, value in found.items():
+        *way, last = [word or int(number) for word, number in re.findall(r"\['([^']*)'\]|\[(\d+)\]", name)]
+        functools.reduce(lambda at, step: at.setdefault(step, {}), way, tree)[last] = value
+
+    def listed(at: Any) -> Any:
+        if not isinstance(at, dict):
+            return at
+        return [listed(at[i]) for i in range(len(at))] if 0 in at else {k: listed(v) for k, v in at.items()}
+
+    return listed(tree)
 
 
 def _is_key(leaf: Any) -> bool:

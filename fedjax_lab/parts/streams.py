@@ -68,6 +68,14 @@ def taught(task: Task, y: Tree, batch: Batch, labels: jax.Array, chosen: jax.Arr
     return task.loss(y, {**batch, "y": jax.lax.stop_gradient(labels).astype(batch["y"].dtype), "mask": batch["mask"] & chosen}, key)
 
 
+def believed(outputs: jax.Array, threshold: jax.Array | float, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The most likely labels int32 [B] of logits [B, C], whether their probability is at least the threshold [B], and the share of these,
+    among the examples that are there."""
+    p = jax.nn.softmax(outputs)
+    sure = (jnp.max(p, -1) >= threshold) & mask
+    return jnp.argmax(p, -1).astype(jnp.int32), sure, examples.mean(sure.astype(jnp.float32), mask)
+
+
 def right(batch: Batch, labels: jax.Array) -> jax.Array:
     """The share of a batch's examples whose label this [B] is indeed: for the record, no method may train on it."""
     return examples.mean((labels == batch["y"]).astype(jnp.float32), batch["mask"])

@@ -58,8 +58,13 @@ class Subject(NamedTuple):
 def subject(request):
     task = tiny.linear_task() if request.param in OTHERS else tiny.task()
     method = registry.make(request.param, task, batch_size="full", epochs=3, **OTHERS.get(request.param, FEW.get(request.param, {})))
-    built = tiny.build(method, the_task=task, devices=2, chunk=2, people=tiny.semi() if method.info.family == "labels" else None)
+    built = tiny.build(method, the_task=task, devices=2, chunk=2, people=people_of(method))
     return Subject(request.param, registry.catalog()[request.param], method, built, quick(built))
+
+
+def people_of(method):
+    """Whom the method is for."""
+    return tiny.vertical() if method.info.schedule == "vertical" else tiny.semi() if method.info.family == "labels" else tiny.population()
 
 
 def run(sim, ids=IDS, mask=MASK, segments=SEGMENTS, **more):
@@ -105,8 +110,7 @@ def test_it_goes_on_from_a_checkpoint_exactly(subject, tmp_path):
 
 @pytest.mark.full
 def test_chunk_and_devices_change_nothing(subject):
-    people = tiny.semi() if subject.method.info.family == "labels" else None
-    other = tiny.build(subject.method, the_task=subject.task, people=people)  # both as they are compiled for users
+    other = tiny.build(subject.method, the_task=subject.task, people=people_of(subject.method))  # both as they are compiled for users
     close(run(subject.built), run(other), rel=3e-6)  # steps of fixed length amplify rounding
 
 
@@ -145,7 +149,7 @@ def test_a_client_with_nan_is_named(subject):
 
 
 def test_bytes_are_reported_both_ways(subject):
-    rounds = run(subject.sim)[1].rounds
+    rounds = run(subject.sim, segments=(1,) if subject.name == "oneshot-vfl" else SEGMENTS)[1].rounds  # which has one round
     for way in ("bytes_up", "bytes_down"):
         assert rounds[way].dtype == np.uint32
         moved, there = rounds[way][0] > 0, rounds["mask"][0] & (subject.name != "local")  # which sends nothing

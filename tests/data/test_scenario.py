@@ -146,9 +146,12 @@ def test_a_sequence_of_tasks_has_stages():
 
 def test_parties_split_the_features_of_the_selected_examples():
     origin, parts = scenario.parties("subset:100+vertical:4,overlap=0.5", DIGITS, key=KEY)
+    dealt = people("subset:100+vertical:4,overlap=0.5", clients=None)
+    assert dealt.manifest["parties"] == dealt.clients == 4 and dealt.train.size.tolist() == [63, 63, 62, 62]
+    for more, says in (({"clients": 3}, "--clients=3: the partition makes 4 parties"), ({"clients": 4, "client_test": 0.5}, "--client_test=0.5: no party can")):
+        with pytest.raises(ValueError, match=says):
+            people("vertical:4", **more)
     assert origin.examples == 100 and len(parts.aligned) == 50 and sorted(parts.columns[parts.columns >= 0]) == list(range(64))
-    with pytest.raises(ValueError, match="splits features over parties"):
-        people("vertical:2")
     for text in ("iid", "vertical:2+rotation", "domains+vertical:2"):
         with pytest.raises(ValueError, match="makes no parties"):
             scenario.parties(text, DIGITS, key=KEY)

@@ -74,6 +74,39 @@ def test_a_party_sees_its_columns_in_order():
     assert halves.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def pictures(examples=10, height=4, width=3):
+    x = np.arange(examples * height * width, dtype=np.float32).reshape(examples, height, width, 1)
+    return source.make("pictures", {"x": x, "y": np.arange(examples, dtype=np.int32) % 3}, {"x": x[:4] + 0.5, "y": np.zeros(4, np.int32)}, 3)
+
+
+def test_parties_are_clients_whose_aligned_examples_come_first_and_whose_labels_the_server_has():
+    origin = pictures()
+    parts = vertical.vertical(12, 10, KEY, 2, 0.6, shuffle=False)
+    people = vertical.build(origin, parts, "vertical:2,overlap=0.6,shuffle=false")
+    assert people.clients == 2 and people.train.size.tolist() == [8, 8] and people.counts.shape == (2, 3) and not people.counts.any()
+    np.testing.assert_array_equal(people.public["y"], origin.train["y"][parts.aligned])
+    x, starts = people.train.examples["x"], people.train.offset
+    halves = [x[s: s + 6] for s in starts]
+    np.testing.assert_array_equal(np.concatenate(halves, 1), origin.train["x"][parts.aligned])  # a picture's upper and lower rows
+    alone = np.concatenate([parts.private.index[:2], parts.private.index[2:]])
+    np.testing.assert_array_equal(x[6:8], origin.train["x"][alone[:2], :2])
+    np.testing.assert_array_equal(x[14:], origin.train["x"][alone[2:], 2:])
+    assert (people.train.examples["y"] == -1).all() and people.test.size.tolist() == [0, 0]
+    np.testing.assert_array_equal(people.test.examples["x"].reshape(4, 4, 3, 1), origin.test["x"])
+
+
+def test_columns_that_are_no_whole_rows_are_flat_and_padded():
+    origin = pictures()
+    parts = vertical.vertical(12, 10, KEY, 5, shuffle=False)
+    people = vertical.build(origin, parts, "vertical:5,shuffle=false")
+    assert people.train.examples["x"].shape == (50, 3) and people.test.examples["x"].shape == (4, 5, 3)
+    assert not people.test.examples["x"][:, 4, 2].any() and (people.test.examples["x"][:, 0] > 0).all()
+    real = origin._replace(train={**origin.train, "y": origin.train["y"].astype(np.float32)}, classes=0)
+    assert np.isnan(vertical.build(real, parts, "vertical:5").train.examples["y"]).all()
+    with pytest.raises(ValueError, match="makes the labels the public examples"):
+        vertical.build(origin._replace(public={"x": origin.train["x"]}), parts, "public:3+vertical:5")
+
+
 def caveman(cliques=6, size=7):
     """Cliques in a ring, as a source; the labels are the cliques'."""
     edges = np.array(networkx.connected_caveman_graph(cliques, size).edges)

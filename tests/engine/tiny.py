@@ -50,6 +50,16 @@ def semi() -> Population:
     return people._replace(train=train)
 
 
+@functools.cache
+def vertical() -> Population:
+    """The same clients as parties whose first three examples are aligned; the server has the labels of these."""
+    people, rng = population(), np.random.default_rng(1)
+    unlabeled = {**people.train.examples, "y": np.full_like(people.train.examples["y"], -1)}
+    test = {"x": rng.normal(size=(100, N, DIM)).astype(np.float32), "y": people.test.examples["y"]}
+    nobody = np.zeros(N, np.int32)
+    return Population(people.train._replace(examples=unlabeled), Stream(test, nobody, nobody), 0 * people.counts, public={"y": np.arange(3, dtype=np.int32)})
+
+
 def _examples(rng, n):
     x = rng.normal(size=(n, DIM)).astype(np.float32)
     return {"x": x, "y": x[:, :CLASSES].argmax(1).astype(np.int32)}

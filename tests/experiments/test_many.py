@@ -17,7 +17,7 @@ SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clien
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
 SHOWN = ("scaffold",)  # in the default matrix
 HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot")}  # what needs a hidden layer
-HIDDEN["splitnn"] = {"task": "digits_mlp:widths=6", "partition": "vertical:6", "clients": None}
+HIDDEN |= {name: {"task": "digits_mlp:widths=6", "partition": "subset:60+vertical:6,overlap=0.5", "clients": None} for name in ("splitnn", "oneshot-vfl")}
 
 
 @pytest.fixture(autouse=True)

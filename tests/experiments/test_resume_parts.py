@@ -21,7 +21,7 @@ GIVEN = "trace"  # needs a file
 ATTACKED = {"attack": "alie:0.25", "aggregator": "nnm:0.25+median"}
 SCENES = (  # tried in this order, until the method fits
     {}, {"cohort": 8}, {"schedule": "buffered:2"}, {"partition": "public:200+dirichlet:1"}, {"partition": "dirichlet:1+semi:0.3"},
-    {"task": "regression_linreg:dim=3,size=10", "clients": None, "cohort": 4},
+    {"task": "regression_linreg:dim=3,size=10", "clients": None, "cohort": 4}, {"partition": "subset:100+vertical:3,overlap=0.3", "clients": None},
 )
 
 

@@ -1,6 +1,8 @@
 """What the oracles are asked for: the problems, the options of every method, and what reduces to what."""
 from __future__ import annotations
 
+import pathlib
+
 ROUNDS = 6
 # The classifier has 2 to 10 steps a client, of reshuffled batches, the last of an epoch smaller, and one client with one example.
 # The bowl has full batches and stragglers: 2 to 5 steps, as the engine allows. With gaps, moreover, some of the drawn are not
@@ -9,7 +11,10 @@ LOOP = {"classifier": {"lr": 0.1, "epochs": 2, "batch_size": 4}, "bowl": {"lr": 
 LOOP["gaps"] = LOOP["regression"] = LOOP["bowl"]
 LOOP["normed"] = LOOP["classifier"]
 LOOP["semi"] = {"lr": 0.1, "epochs": 1, "batch_size": 4}
+LOOP["parties"] = {"lr": 0.3, "local_steps": 1, "batch_size": 4}
 LOOP["late"] = LOOP["bowl"]  # uploads of several ages and factors, one without a step, and in the fourth update none
+
+VERTICAL = {"lr": 0.1, "local_steps": 0, "epochs": 3, "threshold": 0.4, "weak": "jitter:0.2", "strong": "jitter:0.5"}
 
 # {slug: [(problem, options)]}: the defaults, and every option of a method turned somewhere
 SERVER = {"beta1": 0.5, "tau": 0.1, "server_lr": 0.5, "weighting": "uniform"}
@@ -68,6 +73,11 @@ CASES = {
     "fedpub": [("classifier", {"lr": 0.02, "client_optimizer": "adam:eps=0.01"}),
                ("classifier", {"lr": 0.02, "sharpness": 9.0, "l1": 0.3, "l2": 0.2, "client_optimizer": "adam:eps=0.1"}),
                ("classifier", {"lr": 0.02, "masked": False, "legacy": True, "client_optimizer": "adam:eps=0.01"})],
+    "oneshot-vfl": [("parties", {**VERTICAL, "top_epochs": 3}),
+                    ("parties", {**VERTICAL, "batch_size": "full", "top": (5,), "top_epochs": 2, "weight": 2.0, "cluster_steps": 1, "precision": "float16",
+                                 "client_optimizer": "sgd"}), ("parties", {**VERTICAL, "ratio": 2, "top_epochs": 1, "threshold": 0.95, "weak": "jitter:0"})],
+    "splitnn": [("parties", {"top": (6,)}), ("parties", {"top": None, "batch_size": "full", "local_steps": 3, "client_optimizer": "momentum:0.5"}),
+                ("parties", {"top": (5, 4), "batch_size": 2})],
     "fetchsgd": [("bowl", {"size": 3.0, "share": 0.5, "local_steps": 2}),
                  ("classifier", {"size": 2.0, "share": 0.2, "rows": 3, "momentum": 0.5, "server_lr": 0.7, "clear": "subtract", "seed": 3,
                                  "local_steps": 4, "weighting": "uniform"}), ("gaps", {"size": 5.0, "share": 0.34, "local_steps": 3})],
@@ -79,8 +89,8 @@ CASES = {
                 ("classifier", {"ordinary": "2", "form": "low_rank", "share": 0.5, "start": "matched", "weighting": "uniform"}),
                 ("classifier", {"ordinary": "2", "form": "shifted", "lr": 0.02})],
     "pfedpara": [("classifier", {"ordinary": "2", "lr": 0.02}), ("classifier", {"ordinary": "w2", "share": 0.0, "start": "matched", "weighting": "uniform"})],
-    "fedit": [("classifier", {"rank": 2, "client_optimizer": "sgd", "scale": 2.0}),
-              ("classifier", {"rank": 3, "scale": 1.5, "where": ("w1",), "whole": ("2",), "start": "orthogonal", "weighting": "uniform",
+    "fedit": [("classifier", {"ranks": (2,), "client_optimizer": "sgd", "scale": 2.0}),
+              ("classifier", {"ranks": (3, 1, 2), "scale": 1.5, "where": ("w1",), "whole": ("2",), "start": "orthogonal", "weighting": "uniform",
                               "client_optimizer": "momentum:0.5"})],
     "flora": [("classifier", {"ranks": (3, 1, 2), "client_optimizer": "sgd"}),
               ("classifier", {"ranks": (2,), "scale": 1.5, "where": ("w1",), "whole": ("2",), "start": "orthogonal", "weighting": "uniform",
@@ -186,7 +196,8 @@ CASES = {
                 ("late", {"lam": 0.5, "sigma": 1.0, "gamma": 2.0, "upsilon": 0.9, "mu_a": 2.0, "mu_b": 0.5, "discount": 0.3, "slots": 2, "epsilon": 0.0}),
                 ("classifier", {"control_lr": 0.3, "local_steps": 7})],
     "monna": [("classifier", {"local_steps": 1, "beta": 0.5}), ("bowl", {"local_steps": 3, "share": 0.4, "beta": 0.7}), ("gaps", {"local_steps": 1, "share": 0.0, "beta": 0.3})],
-    "netlasso": [("regression", {"newton_steps": 1}), ("bowl", {"lam": 0.3, "rho": 0.5, "l2": 0.1, "graph": "full", "newton_steps": 3, "seed": 1})],
+    "netlasso": [("regression", {"newton_steps": 1}), ("bowl", {"lam": 0.3, "rho": 0.5, "l2": 0.1, "graph": "full", "newton_steps": 3, "seed": 1}),
+                 ("regression", {"newton_steps": 1, "lam": 0.8, "graph": "full", "places": str(pathlib.Path(__file__).with_name("places.csv"))})],
     "dpsgd": [("classifier", {"local_steps": 1}), ("bowl", {"local_steps": 3}), ("gaps", {"local_steps": 1})],
     "dfedavgm": [("classifier", {"theta": 0.5}), ("bowl", {}), ("gaps", {"theta": 0.3})],
     "dfedsam": [("classifier", {}), ("gaps", {"rho": 0.3, "momentum": 0.5})],

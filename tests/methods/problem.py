@@ -22,7 +22,7 @@ from fedjax_lab.types import Aux, Population, Stream, Task
 SIZES = np.array([3, 17, 1, 8, 12, 5, 10])
 COHORT = 4
 ROOT = 7
-FEATURES, HIDDEN, CLASSES, DIM, PUBLIC = 5, 4, 3, 6, 15
+FEATURES, HIDDEN, CLASSES, DIM, PUBLIC, ALIGNED = 5, 4, 3, 6, 15, 6
 
 
 class Problem(NamedTuple):
@@ -119,9 +119,8 @@ class Normed(nn.Module):
         return nn.Dense(CLASSES)(jnp.tanh(z))
 
 
-def _population(examples: dict[str, np.ndarray], counts: np.ndarray, public: dict[str, np.ndarray] | None = None) -> Population:
-    offset = np.concatenate([[0], np.cumsum(SIZES)[:-1]]).astype(np.int32)
-    stream = Stream(examples, offset, SIZES.astype(np.int32))
+def _population(examples: dict[str, np.ndarray], counts: np.ndarray, public: dict[str, np.ndarray] | None = None, sizes: np.ndarray = SIZES) -> Population:
+    stream = Stream(examples, (np.cumsum(sizes) - sizes).astype(np.int32), sizes.astype(np.int32))
     return Population(stream, stream, counts.astype(np.float32), public=public or {})
 
 
@@ -149,11 +148,23 @@ def semi() -> Problem:
     return whole._replace(population=whole.population._replace(train=train._replace(examples={**train.examples, "labeled": labeled})))
 
 
-def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
+@functools.cache
+def parties() -> Problem:
+    """Parties with features of their own of the same six examples, whose labels the server has, and of further ones."""
+    whole = _labeled(classifier_task(), sizes=SIZES + ALIGNED)
+    train, rng, nobody = whole.population.train, np.random.default_rng(8), np.zeros(len(SIZES), np.int32)
+    tests = {"x": rng.normal(size=(9, len(SIZES), FEATURES)).astype(np.float32), "y": rng.integers(0, CLASSES, 9).astype(np.int32)}
+    unlabeled = train._replace(examples={**train.examples, "y": np.full_like(train.examples["y"], -1)})
+    people = Population(unlabeled, Stream(tests, nobody, nobody), 0 * whole.population.counts,
+                        public={"y": np.arange(ALIGNED, dtype=np.int32) % CLASSES})
+    return whole._replace(population=people)
+
+
+def _labeled(task: Task, key: jax.Array | None = None, sizes: np.ndarray = SIZES) -> Problem:
     """Gradients by jax.grad of the task's loss, one client's batch at a time, in float32."""
     rng = np.random.default_rng(3)
-    m, n = int(SIZES.sum()), len(SIZES)
-    owner = np.repeat(np.arange(n), SIZES)
+    m, n = int(sizes.sum()), len(sizes)
+    owner = np.repeat(np.arange(n), sizes)
     y = np.array([rng.choice(CLASSES, p=np.roll([0.7, 0.2, 0.1], i)) for i in owner], np.int32)
     noise, centers = rng.normal(size=(m, FEATURES)), 1.2 * rng.normal(size=(CLASSES, FEATURES))
     x = (noise + centers[y]).astype(np.float32)
@@ -162,7 +173,7 @@ def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
     counts = np.stack([np.bincount(y[owner == i], minlength=CLASSES) for i in range(n)])
     first = plan.first_params(task, jax.random.key(ROOT))
     flat, unravel = ravel_pytree(first)
-    width = int(SIZES.max())
+    width = int(sizes.max())
 
     def batch(rows):
         at = np.resize(rows, width)
@@ -190,7 +201,7 @@ def _labeled(task: Task, key: jax.Array | None = None) -> Problem:
         return double(pull(single(v), batch(rows), padded))
 
     return Problem(
-        task, _population({"x": x, "y": y}, counts, public), double(flat), SIZES,
+        task, _population({"x": x, "y": y}, counts, public, sizes), double(flat), sizes,
         gradient=lambda v, rows: double(grad(single(v), batch(rows))),
         loss=lambda v, rows: float(loss(single(v), batch(rows))),
         features=lambda v, rows: double(z(single(v), batch(rows)))[: len(rows)],

@@ -30,11 +30,12 @@ from fedjax_lab.parts.schedules.replay import replay
 from fedjax_lab.types import ClientData, View
 
 WORK = ("epochs", "local_steps", "batch_size")
-PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed, "late": problems.bowl, "semi": problems.semi}
+PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed, "late": problems.bowl, "semi": problems.semi, "parties": problems.parties}
 FAMILIES = ("optimization", "baselines", "personalization", "aggregation", "distillation", "representation", "modalities", "communication", "schedules", "decentralized", "trust", "finetuning", "tasks", "labels")
 FROM_HERE = ("again", "observed", "everyone", "evaluation", "coins", "own", "root", "matrices")  # what an oracle is given by `oracle`, and no option
 SEVERAL = ("ifca",)  # whose server holds several models
 SETTLES = ("analyticfl", "fedrecon")  # what stands still once all clients were heard
+ONCE = ("oneshot-vfl",)  # what has one round
 EVERYBODY = ("fedlin", "rffl", "netlasso")  # what needs full participation
 
 ORACLES = {p.stem.replace("_", "-"): importlib.import_module(f"oracles.{p.stem}")
@@ -69,7 +70,7 @@ def participation(name: str, cohort: int = problems.COHORT):
     if name == "late":
         return replay(LATE)
     drawn = uniform(len(problems.SIZES), cohort)
-    if name in ("classifier", "normed", "semi"):
+    if name in ("classifier", "normed", "semi", "parties"):
         return drawn
 
     def draw(key, state, clock):
@@ -180,7 +181,7 @@ def test_the_engine_equals_the_oracle(slug, name, options):
     actual, expected = ([np.concatenate([x, *models]) for x, models in itertools.zip_longest(*found, fillvalue=())]
                         for found in ((actual, mine), (expected, theirs)))
     moves = [np.abs(b - a).max() for a, b in itertools.pairwise([np.resize(PROBLEMS[name]().start, expected[0].shape), *expected])]
-    still = (name in ("gaps", "late")) + 4 * (slug in SETTLES) + ROUNDS // 2 * (options.get("p") == "sequential")
+    still = (name in ("gaps", "late")) + 4 * (slug in SETTLES) + 5 * (slug in ONCE) + ROUNDS // 2 * (options.get("p") == "sequential")
     assert np.sum(np.array(moves) > 1e-3) >= ROUNDS - still
     close(actual, expected, rtol=5e-5, atol=2e-6)
 

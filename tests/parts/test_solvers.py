@@ -9,6 +9,7 @@ from engine import tiny
 
 from fedjax_lab import models
 from fedjax_lab.data.quadratic import quadratic_task
+from fedjax_lab.parts.solvers.kmeans import kmeans
 from fedjax_lab.parts.solvers.quadratic import quadratic
 from fedjax_lab.types import Aux, ClientData, Population, Stream, View
 
@@ -56,3 +57,17 @@ def test_what_is_quadratic_passes_and_what_is_not_is_refused():
     for task, given in ((tiny.task(), tiny.population()), (bent, people()), (kinked, people())):
         with pytest.raises(ValueError, match=f"'own' .*quadratic.*task '{task.name}'"):
             ask(task, given)
+
+
+def test_clusters_are_those_of_the_nearest_means_and_separate_what_is_apart():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    found = np.asarray(kmeans(jax.random.key(1), jnp.asarray(x), 4, 100))
+    means = np.stack([x[found == c].mean(0) for c in range(4)])
+    np.testing.assert_array_equal(((x[:, None] - means) ** 2).sum(-1).argmin(1), found)
+    owner = np.arange(60) % 5
+    centers = 10 * np.concatenate([np.eye(3), np.zeros((1, 3)), -np.ones((1, 3))]).astype(np.float32)
+    apart = np.asarray(kmeans(jax.random.key(2), jnp.asarray(0.1 * x + centers[owner]), 5, 0))  # the first centers are enough
+    assert len({*zip(owner.tolist(), apart.tolist(), strict=True)}) == len({*apart.tolist()}) == 5
+    same = np.asarray(kmeans(jax.random.key(3), jnp.zeros((6, 2)), 3, 5))
+    assert len({*same.tolist()}) == 1

@@ -24,7 +24,7 @@ import optax
 
 from fedjax_lab import keys, tree
 from fedjax_lab.local import Work, descend, gradient, loop, with_stats
-from fedjax_lab.parts import examples, proxy, streams
+from fedjax_lab.parts import proxy, streams
 from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.transforms.augment import weak_strong
 from fedjax_lab.registry import method
@@ -61,13 +61,12 @@ def fixmatch_fl(task: Task, work: Work, *, threshold: Positive = 0.95, weight: N
         def step(t, key, batch, carry):
             y, z, state, total, kept = carry
             weakly, strongly = weak_strong(keys.purpose(key, "views"), unknown.at(t), weak or None, strong or None)
-            p = jax.nn.softmax(task.apply({"local": y, "global": x, "ema": z}[labeler], weakly))
-            sure = (jnp.max(p, -1) >= threshold) & strongly["mask"]  # (1)
-            share = examples.mean(sure.astype(jnp.float32), strongly["mask"])
+            said = task.apply({"local": y, "global": x, "ema": z}[labeler], weakly)
+            labels, sure, share = streams.believed(said, threshold, strongly["mask"])  # (1)
 
             def objective(y):
                 value, aux = task.loss(y, batch, key)
-                return value + weight * share * streams.taught(task, y, strongly, jnp.argmax(p, -1), sure, key)[0], aux
+                return value + weight * share * streams.taught(task, y, strongly, labels, sure, key)[0], aux
 
             (value, aux), slope = jax.value_and_grad(objective, has_aux=True)(y)
             update, state = work.optimizer.update(slope, state, y)

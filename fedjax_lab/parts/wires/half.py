@@ -52,6 +52,12 @@ def counted() -> Wire:
     return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, lambda code: code)
 
 
+def rows_there() -> Wire:
+    """The rows that are there, of (rows [K, ...], there bool [K]), where the receiver knows which these are."""
+    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code,
+                lambda code: jnp.sum(code[1]) * (rules.value_bits(code[0]) // code[1].size))
+
+
 def rows_unless_zero() -> Wire:
     """For each row of the leading axis one bit, and the row where an entry of it is not zero."""
 
