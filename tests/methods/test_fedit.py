@@ -25,7 +25,8 @@ MATRICES = {"w1": (5, 4), "w2": (4, 3)}
 
 
 def make(name="fedit", **options):
-    return registry.make(name, PROBLEM.task, **{"lr": 0.3, "local_steps": 4, "batch_size": "full", "client_optimizer": "sgd", "rank": 2, **options})
+    two = {"ranks": (2,)} if name == "fedit" else {"rank": 2}
+    return registry.make(name, PROBLEM.task, **{"lr": 0.3, "local_steps": 4, "batch_size": "full", "client_optimizer": "sgd", **two, **options})
 
 
 def uploads(method, server, *clients):
@@ -129,6 +130,21 @@ def test_a_message_has_the_adapters_alone():
     assert (record.rounds["bytes_up"] == 4 * 2 * (5 + 4 + 4 + 3)).all() and (record.rounds["bytes_down"] == record.rounds["bytes_up"]).all()
     _, record = bench.run(make(where=("w1",), whole=("2",)), PROBLEM.population, task=PROBLEM.task, rounds=1)
     assert (record.rounds["bytes_up"] == 4 * (2 * (5 + 4) + 4 * 3 + 3)).all()
+
+
+def test_what_a_client_lacks_is_neither_sent_nor_trained():
+    """Clients have the first rows of A and columns of B; the server's mean counts zeros for the others."""
+    method, server = started(ranks=(3, 1, 2))
+    received = jit(method.broadcast)(server, 4, 0)["model"]
+    change, = uploads(method, server, 4)
+    for path, (m, n) in MATRICES.items():
+        for parts in (received, change):
+            assert not np.any(parts["a"][path][1:]) and not np.any(parts["b"][path][:, 1:])
+            assert np.all(parts["a"][path][0]) and np.all(parts["b"][path][:, 0])
+        np.testing.assert_array_equal(received["a"][path][:1], server["params"]["a"][path][:1])
+        assert server["params"]["a"][path].shape == (3, m) and server["params"]["b"][path].shape == (n, 3)
+    _, record = bench.run(method, PROBLEM.population, task=PROBLEM.task, rounds=1)
+    assert sorted(record.rounds["bytes_up"][0]) == sorted(record.rounds["bytes_down"][0]) == [4 * r * (5 + 4 + 4 + 3) for r in (1, 2, 3)]
 
 
 @pytest.mark.full

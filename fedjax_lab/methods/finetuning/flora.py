@@ -26,7 +26,7 @@ from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.transforms.base import beside
-from fedjax_lab.parts.transforms.lowrank import Sites, Start, fresh, leaves_of, over, replaced, sites
+from fedjax_lab.parts.transforms.lowrank import Sites, Start, dealt, fresh, leaves_of, over, replaced, rows, sites
 from fedjax_lab.parts.wires.half import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range
@@ -74,42 +74,27 @@ def flora(task: Task, work: Work, *, ranks: Annotated[tuple[int, ...], Range(1)]
         stacked_a = {path: p[:, None, None] * x for path, x in up["a"].items()}  # (3)
         new = {path: leaves[path] + scale * jnp.einsum("cri,cor->io", x, up["b"][path]) for path, x in stacked_a.items()}  # (4)
         new |= {path: jnp.where(stack.empty, leaves[path], mean) for path, mean in stack.mixed(p)["whole"].items()}
-        stacked = server.stacked + jnp.sum(jnp.where(cohort.mask, _rank(ranks, cohort.ids), 0))
+        stacked = server.stacked + jnp.sum(jnp.where(cohort.mask, dealt(ranks, cohort.ids), 0))
         seen = server.seen.at[jnp.where(cohort.mask, cohort.ids, cohort.clients)].set(server.stacked, mode="drop")
         return Merged(replaced(server.params, new), stacked, seen)
 
     def broadcast(server, client, clock):
-        return {"base": server.params, "behind": server.stacked - server.seen[client], "rank": _rank(ranks, client)}
+        return {"base": server.params, "behind": server.stacked - server.seen[client], "rank": dealt(ranks, client)}
 
     def init_server(key, params, census):
         return Merged(params, jnp.int32(0), jnp.zeros(census.clients, jnp.int32))
 
-    up = {"model": _rows()} if len(set(ranks)) > 1 else {}
+    up = {"model": rows()} if len(set(ranks)) > 1 else {}
     return Method(local, init_server=init_server, broadcast=broadcast, serve=serve, aggregate={"model": together()}, up=up,
                   down={"base": known(), "behind": _stacks(task, at)}, steps=work.steps, deploy=lambda server: server.params)
-
-
-def _rank(ranks: tuple[int, ...], client: jax.Array) -> jax.Array:
-    return jnp.asarray(ranks, jnp.int32)[client % len(ranks)]
-
-
-def _plain(bits) -> Wire:
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
-
-
-def _rows() -> Wire:
-    """Counts the rows of A that hold anything, and as many columns of B."""
-
-    def bits(code):
-        sides = {path: a.shape[1] + code["b"][path].shape[0] for path, a in code["a"].items()}
-        numbers = sum(sides[path] * jnp.sum(jnp.any(a != 0, 1)) for path, a in code["a"].items())
-        return 32 * (numbers + sum(x.size for x in code["whole"].values()))
-
-    return _plain(bits)
 
 
 def _stacks(task: Task, at: Sites) -> Wire:
     """Counts the stacks of so many ranks, or the dense change where that has fewer numbers, and the leaves that are trained whole."""
     like = paths(jax.eval_shape(task.init, jax.random.key(0)))
     dense, rest = (float(sum(like[path].size for path in some)) for some in (at.matrices, at.whole))
-    return _plain(lambda behind: 32 * jnp.where(behind > 0, jnp.minimum(behind.astype(jnp.float32) * at.sides, dense) + rest, 0))
+
+    def bits(behind):
+        return 32 * jnp.where(behind > 0, jnp.minimum(behind.astype(jnp.float32) * at.sides, dense) + rest, 0)
+
+    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)

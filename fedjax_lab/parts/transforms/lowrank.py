@@ -18,7 +18,7 @@ from flax import linen as nn
 from fedjax_lab import keys
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.transforms import statistics
-from fedjax_lab.types import Key, Task, Tree
+from fedjax_lab.types import Key, Task, Tree, Wire
 
 Start = Literal["kaiming", "orthogonal"]
 Factors = Mapping[str, jax.Array]
@@ -69,6 +69,22 @@ def fresh(key: Key, at: Sites, rank: int, start: Start) -> tuple[Factors, Factor
 
     a = {path: row(path, m) for path, (m, _) in at.matrices.items()}  # and zeros of each client's own: a constant is one for all devices
     return a, {path: jnp.zeros_like(jnp.broadcast_to(a[path][:, 0], (n, rank))) for path, (_, n) in at.matrices.items()}
+
+
+def dealt(ranks: tuple[int, ...], client: jax.Array) -> jax.Array:
+    """int32, shaped as client: the ranks dealt to the clients in turn by their ids."""
+    return jnp.asarray(ranks, jnp.int32)[client % len(ranks)]
+
+
+def rows() -> Wire:
+    """Counts the rows of A and the columns of B, of {"a", "b", "whole"}, where either holds anything."""
+
+    def bits(code):
+        a, b = code["a"], code["b"]
+        held = {path: jnp.sum(jnp.any(a[path] != 0, 1) | jnp.any(b[path] != 0, 0)) * (a[path].shape[1] + b[path].shape[0]) for path in a}
+        return 32 * (sum(held.values()) + sum(x.size for x in code["whole"].values()))
+
+    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
 
 
 def leaves_of(params: Tree, at: Sites) -> Factors:
