@@ -10,10 +10,11 @@ from fedjax_lab import starts, tasks
 from fedjax_lab.data import scenario, source, sources
 
 RATES = {"lr": (0.001, 0.00316, 0.01)}
-OPTIONS = {"epochs": 1, "batch_size": 32, "scale": 2.0, "client_optimizer": "adamw"}
+OPTIONS = {"epochs": 1, "batch_size": 32, "client_optimizer": "adamw"}
 
 
-def turned(partition: str = "dirichlet:0.1", *, upright: int = 10000, train: int = 2000, test: int = 2000, clients: int = 20) -> Clients:
+def turned(partition: str = "dirichlet:0.1", *, upright: int = 10000, train: int = 2000, test: int = 2000, clients: int = 20,
+           width: int = 32, depth: int = 3) -> Clients:
     """TinyViT-shift: a ViT trained on upright digits of MNIST; clients have others, turned by 90 degrees and inverted."""
 
     def make():
@@ -25,7 +26,7 @@ def turned(partition: str = "dirichlet:0.1", *, upright: int = 10000, train: int
 
         small = source.make("mnist turned", shifted(origin.train, rows[upright:]), shifted(origin.test, tests), origin.classes)
         people = scenario.build(partition, small, key=jax.random.key(0), clients=clients)
-        vit = {"patch": "7", "width": "32", "depth": "3"}
+        vit = {"patch": "7", "width": str(width), "depth": str(depth)}
         task = tasks.build("tiny ViT", "vit", {k: v[:1] for k, v in small.train.items()}, small.classes, vit, small.manifest)
         public = {k: np.asarray(v[rows[:upright]]) for k, v in origin.train.items()}
         return starts.started("public:steps=1500,lr=0.002", task, people._replace(public=public)), people
@@ -42,9 +43,20 @@ def shift(rounds: int = 10, **settings) -> Scenario:
 
 PRIVATE = shift(privacy="dp-fedavg:noise=0.5,clip=1")
 PRIVATE = PRIVATE._replace(text=f"{PRIVATE.text}, clipped to 1, noise 0.5")
-FEDIT = Side("fedit", {"rank": 8}, RATES)
+FEDIT, FFALORA = Side("fedit", {"ranks": (8,), "scale": 2.0}, RATES), Side("ffalora", {"rank": 8, "scale": 2.0}, RATES)
+RANKS = tuple(Side(name, {"ranks": (16, 8, 4, 2), "scale": 2.0}, RATES) for name in ("flora", "fedit"))  # FedIT fills up with zeros
+ALIKE = shift()
+ALIKE = ALIKE._replace(reduced=f"{ALIKE.reduced}; the card of FedIT has no experiment, this is FFA-LoRA's margin")
+
+
+def tuned(name: str, method: Side, baseline: Side, points: float, where: Scenario | None = None) -> Claim:
+    return Claim(name, method, baseline, where or shift(), ACCURACY, Margin("plus", points), tuning=(100,))
+
 
 CLAIMS = (
-    Claim("ffalora/tinyvit", Side("ffalora", {"rank": 8}, RATES), FEDIT, shift(), ACCURACY, Margin("plus", -1)),
-    Claim("ffalora/tinyvit-private", Side("ffalora", {"rank": 8}, RATES), FEDIT, PRIVATE, ACCURACY, Margin("plus", 0)),
+    tuned("fedit/tinyvit", FEDIT, Side("fedavg", {}, RATES), -1, ALIKE),
+    tuned("ffalora/tinyvit", FFALORA, FEDIT, -1),
+    tuned("ffalora/tinyvit-private", FFALORA, FEDIT, 0, PRIVATE),
+    tuned("flora/tinyvit", Side("flora", {"ranks": (8,), "scale": 2.0}, RATES), FEDIT, 0.5),
+    tuned("flora/tinyvit-ranks", *RANKS, 1),
 )

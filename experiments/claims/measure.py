@@ -76,6 +76,13 @@ def clients_of(scenario: Scenario, side: Side) -> tuple[Task, Population]:
     return prepared.task, prepared.population
 
 
+def of_side(scenario: Scenario, side: Side, clients: tuple[Task, Population]) -> tuple[Task, Population]:
+    """The scenario's task and clients, or this side's own: where its settings deal the data in another way, or of its own task."""
+    if "partition" in side.settings:
+        return clients_of(scenario, side)
+    return (side.task(clients[1]), clients[1]) if side.task else clients
+
+
 def measure(metric: Metric, runs: Sequence[Sequence[Row]]) -> Measured:
     """The metric of every run."""
     values = [metric.value(rows) if rows else math.nan for rows in runs]
@@ -124,6 +131,7 @@ def tune(claim: Claim, side: Side, clients: tuple[Task, Population]) -> Chosen:
     """The best rates of a side by the claim's own metric, on the tuning seeds."""
     if not side.rates:
         return Chosen({}, {}, ())
+    clients = of_side(claim.scenario, side, clients)
 
     def score(points: list[Rates]) -> list[float]:
         runs = train(cells(claim.scenario, side, points, claim.tuning), clients, claim.metric)
@@ -166,9 +174,8 @@ def quick(claim: Claim, rates: tuple[Rates, Rates]) -> tuple[float, float, float
 
 
 def _compare(claim: Claim, clients, rates: Sequence[Rates], seeds: Sequence[int], quick: bool = False) -> list[Measured]:
-    sides = [cells(claim.scenario, side, [r], seeds, quick) for side, r in zip((claim.method, claim.baseline), rates, strict=True)]
-    runs = train([*sides[0], *sides[1]], clients, claim.metric)
-    return [measure(claim.metric, half) for half in (runs[:len(seeds)], runs[len(seeds):])]
+    sides = zip((claim.method, claim.baseline), rates, strict=True)
+    return [measure(claim.metric, train(cells(claim.scenario, side, [r], seeds, quick), of_side(claim.scenario, side, clients), claim.metric)) for side, r in sides]
 
 
 def _row(claim: Claim, chosen: Sequence[Chosen], measured: Sequence[Measured], seconds: float) -> dict[str, Any]:

@@ -88,16 +88,17 @@ def chosen() -> list[Claim]:
     ten = ten._replace(text=ten.text.replace("20 clients", "10 clients"), clients=pooled("dirichlet:0.1", 4000, 2000, clients=10))
     select, fine = Side("fedselect", {}, RATES), {"lr": (0.00316, 0.01, 0.0316, 0.1)}
     half = p20(60, cohort=10)
-    hyper = Side("hyperfl", {"hidden": 32, "epochs": 5}, fine)
+    hyper, short = Side("hyperfl", {"hidden": 32, "epochs": 5}, fine), p20(30)._replace(reduced="60 rounds, CNN-S")
     return [
         Claim("fedselect/p10", select, Side("fedavg", {}, RATES), ten, OWN, Margin("plus", 5)),
         Claim("fedselect/p10-fedper", select, Side("fedper", {}, RATES), ten, OWN, Margin("plus", -0.5)),
-        Claim("pgfed/p20", Side("pgfed", {}, fine), Side("fedavg", {"client_optimizer": "momentum"}, fine), half, OWN, Margin("plus", 5)),
+        Claim("pgfed/p20", Side("pgfed", {}, fine), Side("fedavg", {"client_optimizer": "momentum"}, fine), half, OWN, Margin("plus", 5),
+              note="It misses the margin by 0.03 points."),
         Claim("pgfed/p20-fedavgft", Side("pgfed", {}, fine), Side("fedavgft", {"client_optimizer": "momentum", "finetune_epochs": 2}, fine), half, OWN,
               Margin("plus", 0.3)),
         Claim("pfedgate/p20", Side("pfedgate", {"sparsity": (1.0,)}, RATES), Side("fedavg", {}, RATES), p20(60), OWN, Margin("plus", 0)),
         Claim("pfedgate/half", Side("pfedgate", {}, RATES), Side("pfedgate", {"sparsity": (1.0,)}, RATES), p20(60), OWN, Margin("plus", -1.5)),
-        Claim("hyperfl/p20", hyper, Side("fedavg", {"epochs": 5}, fine), p20(60), OWN, Margin("plus", 5)),
+        Claim("hyperfl/p20", hyper, Side("fedavg", {"epochs": 5}, fine), short, OWN, Margin("plus", 5), tuning=(100,)),
     ]
 
 

@@ -23,12 +23,14 @@ class Side(NamedTuple):
     method, options: by name, with what is not its default.
     rates: {option: grid} of what is tuned, both sides from one grid; {} takes the options as they are.
     settings: fields of Config in which this side differs from the scenario (another participation).
+    task: (population) -> the task, where this side's model is another than the scenario's.
     """
 
     method: str
     options: Mapping[str, Any] = MappingProxyType({})
     rates: Mapping[str, tuple[float, ...]] = TUNED
     settings: Mapping[str, Any] = MappingProxyType({})
+    task: Callable[[Population], Task] | None = None
 
     @property
     def label(self) -> str:

@@ -1,13 +1,17 @@
 """Claims of the representation family, with the margins of their cards."""
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from experiments.claims.aggregation import embedded
 from experiments.claims.personalization import OWN, RATES, p20
 from experiments.claims.records import ACCURACY, TUNED, Claim, Margin, Scenario, Side
-from experiments.claims.scenarios import digits
-from fedjax_lab.data import sources
+from experiments.claims.scenarios import digits, natural
+from fedjax_lab import tasks
+from fedjax_lab.data import source, sources
+from fedjax_lab.types import Population, Task
 
 
 def one_class(rounds: int = 150) -> Scenario:
@@ -41,6 +45,47 @@ def generated() -> list[Claim]:
             Claim("ggeur/skew-rate", *one_rate, where, ACCURACY, Margin("plus", 3))]
 
 
+def four_domains(train: int = 150, test: int = 449) -> Population:
+    """Digits-4D, a client for each domain of 8x8 images: UCI digits, others of them inverted, others under the pixels of a digit in one fixed
+    random order, and MNIST."""
+    uci, mnist, rng = sources.load("digits"), sources.load("mnist"), np.random.default_rng(12)
+    x, y = (np.concatenate([side[field] for side in (uci.train, uci.test)]) for field in "xy")
+    x, count = x.reshape(len(x), 64).astype(np.float64) / x.max(), train + test
+    rows = rng.permutation(len(x))[:3 * count].reshape(3, count)
+    under = x[rng.permutation(rows.ravel())[:count]][:, rng.permutation(64)]
+    at = rng.permutation(mnist.examples)[:count]
+    large = np.pad(np.asarray(mnist.train["x"])[at].reshape(count, 28, 28).astype(np.float64), ((0, 0), (2, 2), (2, 2)))
+    pooled = large.reshape(count, 8, 4, 8, 4).mean((2, 4)).reshape(count, 64) / (255 if large.max() > 1 else 1)
+    images = np.stack([x[rows[0]], 1 - x[rows[1]], (x[rows[2]] + under) / 2, pooled]).reshape(4, count, 8, 8, 1).astype(np.float32)
+    labels = np.stack([*(y[r] for r in rows), np.asarray(mnist.train["y"])[at]])
+    sides = [{"x": np.concatenate(images[:, part]), "y": np.concatenate(labels[:, part])} for part in (slice(train), slice(train, None))]
+    owners = [{"client": np.repeat(np.arange(4), size)} for size in (train, test)]
+    return natural(source.make("digits of four domains", *sides, uci.classes, *owners))
+
+
+def residual(norm: str, people: Population) -> Task:
+    example = {k: v[:1] for k, v in people.train.examples.items()}
+    return tasks.build("digits of four domains", "resnet8", example, 10, {"norm": norm, "width": "8", "blocks": "1/1"}, {})
+
+
+def normed() -> tuple[Task, Population]:
+    people = four_domains()
+    return residual("batch", people), people
+
+
+def domains() -> list[Claim]:
+    where = Scenario("Digits-4D (8x8: UCI digits, inverted, over permuted pixels, MNIST; 150 to train and 449 to test in each), a ResNet of two blocks and width 8, "
+                     "4 of 4 clients with a domain each, 40 rounds of one epoch", {"cohort": 4, "rounds": 40, "eval_every": 40},
+                     {"epochs": 1, "batch_size": 32}, normed, reduced="CNN-S")
+    grid = {"lr": (0.01, 0.0316, 0.1, 0.316)}
+    other = where._replace(text=where.text + "; the baseline's has batch normalization")
+    batch = Side("fedavg", {}, grid)
+    standardized = Side("fedwon", {}, grid, task=functools.partial(residual, "weight_standardized"))
+    return [Claim("fedbn/domains", Side("fedbn", {}, grid), batch, where, OWN, Margin("plus", 1.5), tuning=(100,)),
+            Claim("fedwon/domains", standardized, batch, other, OWN, Margin("plus", 1.5), tuning=(100,)),
+            Claim("fedwon/domains-fedbn", standardized, Side("fedbn", {}, grid), other, OWN, Margin("plus", -1), tuning=(100,))]
+
+
 ETF = {"client_optimizer": "sgd"}
 
 CLAIMS = (
@@ -52,4 +97,5 @@ CLAIMS = (
     Claim("fedetf/p20-fedavgft", Side("fedetf", {**ETF, "tune_turns": 5}, RATES), Side("fedavgft", {"finetune_epochs": 5, "tune": "head"}, RATES), p20(),
           OWN, Margin("plus", -0.5)),
     *generated(),
+    *domains(),
 )

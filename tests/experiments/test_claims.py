@@ -60,7 +60,7 @@ def backend(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
-def by_hand(cells, clients, metric) -> list[list[dict[str, float]]]:
+def by_hand(cells, clients=None, metric=None) -> list[list[dict[str, float]]]:
     """In place of measure.train: the rows of those runs, without running them."""
     curves = [descended(cell.options["lr"]) for cell in cells]
     return [[{"round": i, "test_distance": x, "bytes_up": 1, "bytes_down": 2} for i, x in enumerate(curve)] for curve in curves]
@@ -273,7 +273,7 @@ def test_quick_takes_the_recorded_rates_and_writes_nothing(stub, capsys):
 
 def test_a_run_that_breaks_off_is_infinitely_bad(monkeypatch):
     claim = tiny(rates={})
-    monkeypatch.setattr(measure, "train", lambda *a: [r if i < 3 else [] for i, r in enumerate(by_hand(*a))])
+    monkeypatch.setattr(measure, "train", lambda cells, *a: by_hand(cells, *a) if cells[0].options["lr"] == 0.1 else [[] for _ in cells])
     row = report.plain(measure.record(claim))
     assert row["baseline_measured"] is None and row["shown"] and json.dumps(row, allow_nan=False)
     higher = Metric("loss", lambda rows: rows[-1]["test_loss"], True)
@@ -288,6 +288,17 @@ def test_what_trains_nothing_is_run_by_its_metric():
                   metric, Margin("times", 2))
     row = measure.record(claim)
     assert row["per_seed"] == {"method": [0, 0.5, 1], "baseline": [0, 0.25, 0.5]} and row["shown"] and row["megabytes"]["method"] == 5e-6
+
+
+def test_a_side_may_have_a_model_of_its_own(monkeypatch):
+    """In tuning and in measuring, on the clients of the scenario."""
+    seen = []
+    monkeypatch.setattr(measure, "train", lambda cells, clients, metric: seen.append(clients) or by_hand(cells))
+    claim = tiny(method=Side("fedavg", task=lambda people: ("own", people.clients)))
+    measure.record(claim)
+    *tuned, own, shared = seen
+    assert {id(people) for _, people in seen} == {id(shared[1])} and shared[0].name == "quadratic"
+    assert tuned and all(task == ("own", 3) for task, _ in (*tuned, own))
 
 
 @pytest.mark.parametrize(("argv", "words"), [
