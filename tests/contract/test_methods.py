@@ -29,7 +29,10 @@ AT = np.argmin(MASK, 1)  # an empty slot of each round
 WITH_EMPTY = np.where(np.arange(SLOTS) == AT[:, None], EMPTY, IDS)
 SEGMENTS = (2, 1)
 OTHERS = {"rerce-fed": {"weight": 1.0}, "rerce-fed-clu": {"weight": 1.0}, "netlasso": {}}  # methods for linear regression, with options for float32
-FEW = {"fedftg": {"turns": 2, "generator_lr": 1e-4, "server_batch": 16}}  # methods whose steps of fixed length would amplify rounding, so few and short
+FEW = {  # options that do not amplify rounding
+    "fedftg": {"turns": 2, "generator_lr": 1e-4, "server_batch": 16},  # few and short steps of fixed length
+    "fedkseed": {"eps": 0.5},  # a loss near 1 is rounded by 1e-7, which is divided by eps
+}
 
 
 class Subject(NamedTuple):
