@@ -64,7 +64,8 @@ def factory_of(name):
 def test_a_run_among_many_is_the_run_alone(name):
     off, said = floats(name), []
     default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}
-    whole = {"cohort": SMALL["clients"]} if "participation" in factory_of(name).info.refuses else {}
+    info = factory_of(name).info
+    whole = {"cohort": SMALL["clients"]} if "participation" in info.refuses or info.schedule.startswith("gossip") else {}
     cells = [configs.make({**SMALL, **whole, **HIDDEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
     results = {at: trained for at, _, trained in many.each(cells, report=said.append)}
     assert any("side by side" in line for line in said)
