@@ -67,7 +67,7 @@ def sampled() -> list[Claim]:
 def fedopt() -> list[Claim]:
     text = "sparse logistic regression, four topics of ag_news_small by 1,000 words, Dirichlet(0.3), 10 of 100 clients, 100 rounds"
     sparse = Scenario(text, {"cohort": 10, "rounds": 100, "eval_every": 10}, {"epochs": 1, "batch_size": 10}, scenarios.headlines())
-    both = {"lr": (0.1, 1.0, 10.0), "server_lr": (0.0316, 0.1, 0.316)}
+    both = {"lr": (1.0, 10.0, 100.0), "server_lr": (0.0316, 0.1, 0.316)}
     average = Side("fedavg", {}, both)
     return [Claim(f"{name}/headlines", Side(name, {}, both), average, sparse, ACCURACY, Margin("plus", 2))
             for name in ("fedadagrad", "fedyogi", "fedadam")]
