@@ -162,7 +162,7 @@ def test_the_distance_to_the_mean_shrinks_at_the_gap(text):
 
 
 @pytest.mark.parametrize("text, nodes, words", [
-    ("rign", 8, "unknown graph 'rign'; valid: erdos, exponential, full, one-peer, random, random-regular, ring, torus, watts-strogatz; did you mean 'ring'"),
+    ("rign", 8, "unknown graph 'rign'; valid: erdos, exponential, full, knn, one-peer, random, random-regular, ring, torus, watts-strogatz; did you mean 'ring'"),
     ("ring:3", 8, "'ring' takes at most 0 values; got 3"), ("erdos:0.05", 20, "falls into .. parts; choose more links"),
     ("erdos:0.1,directed=true", 20, "falls into . parts"), ("torus", 7, "7 nodes are no grid of 1 rows"), ("torus:3", 8, "no grid of 3 rows"),
     ("one-peer", 6, "6 nodes are no hypercube"), ("random_regular:3", 7, "no graph of 7 nodes has degree 3"), ("random:9", 8, "degree=9 of 8 nodes; choose 1..7"),
