@@ -82,6 +82,7 @@ def test_every_row_has_the_operations_so_far():
     assert least < found[2] < 1.35 * least  # softmax, bias and steps are the rest
 
 
+@pytest.mark.full
 def test_what_counts_and_what_does_not():
     plain = flops()[-1]
     assert plain == flops(chunk=3, lanes=16, population="host")[-1]

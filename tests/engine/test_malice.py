@@ -62,6 +62,7 @@ def test_members_are_a_static_set_of_the_declared_size_and_groups_do_not_overlap
         malice.counts(attacked(FLIP._replace(share=0.7), FLIP._replace(share=0.4)), 10)
 
 
+@pytest.mark.full
 def test_without_members_every_bit_is_the_same():
     method = tiny.averaging(tiny.task(), tiny.work())
     nobody = attacked(*(attack._replace(share=0.02) for attack in MIX))  # of twenty clients

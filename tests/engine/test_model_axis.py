@@ -62,6 +62,7 @@ def wide() -> tuple:
     return TASK._replace(init=init, apply=apply, loss=loss), 4 * width * (tiny.DIM + tiny.CLASSES)
 
 
+@pytest.mark.full
 def test_memory_of_a_device_is_its_part_of_the_model():
     def bytes_of(model: int) -> int:
         sim = tiny.build(registry.make("scaffold", task, lr=0.1, batch_size=4), the_task=task, mesh=mesh.make(model, model), lanes=1)

@@ -61,6 +61,7 @@ def test_only_synchronous_rounds_with_everything_on_the_device_know_tasks():
             sync.build(task, registry.make("fedavg", task), people, uniform(6, 3), mesh=mesh.make(1), **more)
 
 
+@pytest.mark.full
 def test_taps_are_what_the_kernels_multiply():
     example = {"x": np.random.default_rng(0).normal(size=(3, 12, 12, 2)).astype(np.float32), "y": np.zeros(3, np.int32), "mask": np.ones(3, bool)}
     module = models.CNN(5, widths=(4, 6), hidden=8)

@@ -86,6 +86,7 @@ OVERFIT = ("--task=digits_mlp", "--partition=subset:300+iid+concept:2", "--clien
            "--set=lr=0.3", "--set=epochs=3")
 
 
+@pytest.mark.full
 def test_members_of_a_model_that_overfits_are_found(audited):
     ((row,), _, _) = audited("--attack=loss-threshold", base=OVERFIT)
     assert row["auc"] > 0.7 and row["accuracy_of_members"] > row["accuracy_of_others"] + 0.2

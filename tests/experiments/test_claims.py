@@ -201,6 +201,7 @@ def test_grid_grows_in_every_option_and_tries_no_point_twice():
     assert len(seen) == len(set(seen)) == len(chosen.tried)
 
 
+@pytest.mark.full
 def test_grid_ends_where_rates_are_no_longer_valid():
     chosen = measure.choose({"beta": (0.01, 0.1, 1.0)}, parabola(beta=50.0), False, lambda rates: rates["beta"] <= 1)
     assert (chosen.rates, chosen.edges, len(chosen.tried)) == ({"beta": 1.0}, ("beta",), 3)

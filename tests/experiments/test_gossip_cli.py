@@ -14,6 +14,7 @@ def column(done, name):
     return [row[name] for row in done.rows]
 
 
+@pytest.mark.full
 def test_the_graph_is_a_setting(job):
     done = {graph: job(*GOSSIP, *flag, base=BASE) for graph, flag in (("ring", ()), ("full", ("--graph=full",)), ("random", ("--graph=random:3",)))}
     apart = {graph: column(found, "consensus_distance")[-1] for graph, found in done.items()}

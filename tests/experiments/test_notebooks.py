@@ -15,7 +15,7 @@ from fedjax_lab import registry
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "notebooks"
 BOOKS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.ipynb"))}
 PICTURES = {"composition": 3, "own_method": 0, "participation": 2, "quickstart": 1, "schedules": 2, "sweep": 1}
-QUICK = ("quickstart", "sweep")
+QUICK = ("quickstart",)
 
 
 def code(book) -> list[str]:

@@ -25,6 +25,7 @@ def flat(params):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
+@pytest.mark.full
 def test_it_is_a_setting(tmp_path):
     """A model that starts where --init=public says knows the digits before the first round; read from the file that was kept, it is the same again."""
     one = fedjax_lab.train(**BASE, cache_dir=str(tmp_path), init="public:steps=300,lr=0.01")

@@ -51,6 +51,7 @@ def shown(path):
     return sorted(p.name for p in path.iterdir())
 
 
+@pytest.mark.full
 def test_it_is_interrupted_and_goes_on(done, folder, monkeypatch):
     real, written = series.write, []
 

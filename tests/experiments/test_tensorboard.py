@@ -97,6 +97,7 @@ def test_the_flag_writes_it_beside_the_rows(job, plain):
     assert points(file) == expected(rows) and done.rows == plain.rows
 
 
+@pytest.mark.full
 def test_a_resumed_run_shows_no_point_twice(job):
     jax.devices()
     flags = ("--tensorboard", "--rounds=2", "--eval_every=1")

@@ -39,6 +39,7 @@ def test_metrics(job):
     assert all(0 <= row["client_test_accuracy_worst_decile"] <= row["client_test_accuracy_mean"] <= 1 for row in rows)
 
 
+@pytest.mark.full
 def test_metrics_of_personal_models(job):
     rows = job("--method=fedavgft").rows
     assert all({f"personal_{k}" for k in CLIENTS} <= set(row) for row in rows)

@@ -52,6 +52,7 @@ def test_a_chain_trains():
     assert np.linalg.norm(state.server["x"] - plain) < 0.1 * np.linalg.norm(plain - 1)
 
 
+@pytest.mark.full
 def test_a_median_of_one_is_its_upload_and_of_many_is_not_the_mean():
     for name in ("fedavg", "scaffold"):
         method = bench.make(name)

@@ -37,6 +37,7 @@ def test_items_are_means_of_their_owners_examples():
     assert record.rounds["all_bytes_up"][0].tolist() == [-(-(4 + n * x[0].nbytes * 8) // 8) for n in counts]
 
 
+@pytest.mark.full
 def test_pseudo_samples_stay():
     one, three = (end("fedbr", rounds=r)[0].server for r in (1, 3))
     np.testing.assert_array_equal(one.pseudo, three.pseudo)

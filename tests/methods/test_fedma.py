@@ -51,6 +51,7 @@ def deployed(cohort, shuffled, **options):
     return paths(jax.tree.map(np.asarray, state.server.params)), state.server.place
 
 
+@pytest.mark.full
 def test_clients_that_are_one_net_in_other_orders_give_it_back():
     found, place = deployed(bench.always(*range(7)), True, sigma0=1e6)
     np.testing.assert_allclose(outputs(found), outputs(net()), atol=1e-4)

@@ -61,6 +61,7 @@ def test_what_was_fed_before_stays():
     np.testing.assert_array_equal(down, [model, 2 * model, model, 2 * model + 4 * 5 * ranks[2], model])
 
 
+@pytest.mark.full
 def test_in_the_first_task_it_is_fedavg_and_with_all_directions_kept_the_layer_is_frozen():
     first, second = (bench.run(make(eps=1.0, others="frozen"), PROBLEM.population, rounds=rounds, task=PROBLEM.task)[0].server for rounds in (2, 4))
     plain = registry.make("fedavg", PROBLEM.task, lr=0.3, batch_size="full", local_steps=3, weighting="uniform")

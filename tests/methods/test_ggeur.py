@@ -65,6 +65,7 @@ def test_noise_has_the_pooled_covariance():
 
 
 @pytest.mark.parametrize("target", [1, 6, 40])
+@pytest.mark.full
 def test_classes_are_topped_up_around_own_examples_in_turn(target):
     for client in range(7):
         rows = PROBLEM.rows(client)

@@ -31,6 +31,7 @@ def cut(params, like):
 
 
 @pytest.mark.parametrize("module", [functools.partial(MLP, classes=3), pytest.param(functools.partial(CNN, classes=3), marks=pytest.mark.full)])
+@pytest.mark.full
 def test_masked_equals_sliced_in_values_and_gradients(module):
     convolutional = module.func is CNN
     wide, narrow = (task(module(widths=w, **({"hidden": h} if convolutional else {}))) for w, h in (((6, 4), 8), ((3, 2), 4)))

@@ -42,6 +42,7 @@ def test_names_of_clusters_change_nothing(monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.full
 def test_gradients_of_examples_fall_into_clusters_by_label():
     """With a linear top model, before anything is trained; halves of digits."""
     people = scenario.build("subset:400+vertical:2,shuffle=false", sources.load("digits"), key=jax.random.key(0))

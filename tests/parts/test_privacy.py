@@ -38,6 +38,7 @@ def test_no_noise_and_no_clip_is_fedavg_to_the_bit():
     assert np.abs(other.server.server["x"] - base).max() > 0.1
 
 
+@pytest.mark.full
 def test_one_norm_over_the_whole_change_is_clipped():
     people = bench.population()
     for clip in (0.05, 0.4, 100.0):

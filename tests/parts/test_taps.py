@@ -83,6 +83,7 @@ def test_without_privacy_it_finds_the_most_frequent_and_their_counts():
 
 
 @pytest.mark.parametrize("options", [{"prune": True}, {"prune": False}, {"shared": 0, "cap": 1, "prune": False}, {"oracle": "olh"}, {"probe": 0.5, "shared": 3}])
+@pytest.mark.full
 def test_every_user_reports_exactly_once(options):
     items, party = crowd(users=800)
     found = taps(jax.random.key(2), items, party, k=5, bits=12, levels=4, **options)
