@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_lab import tree
 from fedjax_lab.parts.moving import moving, stepped
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.types import Method, Tree
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_lab import rules
 from fedjax_lab.parts.once import once
-from fedjax_lab.parts.wires.half import rows_unless_zero
+from fedjax_lab.parts.wires.plain import rows_unless_zero
 from fedjax_lab.types import Census, Key, Method, Phase, Result, Task
 
 

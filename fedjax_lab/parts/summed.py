@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lab import rules
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.types import Method, Result, Tree
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_lab.parts.wires.awgn import awgn
-from fedjax_lab.parts.wires.half import unless_zero
+from fedjax_lab.parts.wires.plain import unless_zero
 
 KEY = jax.random.key(3)
 

@@ -7,7 +7,8 @@ import pytest
 
 from fedjax_lab import registry, rules, spec
 from fedjax_lab.parts.wires import codes
-from fedjax_lab.parts.wires.half import half, known
+from fedjax_lab.parts.wires.half import half
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.parts.wires.qsgd import qsgd
 from fedjax_lab.parts.wires.signsgd import signsgd
 from fedjax_lab.parts.wires.topk import randk, topk

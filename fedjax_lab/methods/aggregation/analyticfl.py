@@ -24,7 +24,7 @@ from jax.scipy.linalg import cho_solve
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, loop
 from fedjax_lab.parts import heads, split
-from fedjax_lab.parts.wires.half import known, once
+from fedjax_lab.parts.wires.plain import known, once
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import Method, Result, Streaming, Task, Tree

@@ -32,7 +32,7 @@ from fedjax_lab.parts import chains, split
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.solvers.matching import Prior, matched
-from fedjax_lab.parts.wires.half import nonzero
+from fedjax_lab.parts.wires.plain import nonzero
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Range
 from fedjax_lab.types import Method, Result, Task, Tree

@@ -25,7 +25,7 @@ from fedjax_lab import keys, rules, tree
 from fedjax_lab.local import Work, batches, loop
 from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.leaves import paths
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive
 from fedjax_lab.types import Method, Result, Task, Tree

@@ -31,6 +31,7 @@ from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.transforms import statistics
 from fedjax_lab.parts.transforms.factored import through
 from fedjax_lab.parts.wires import codes
+from fedjax_lab.parts.wires.plain import plain
 from fedjax_lab.parts.wires.topk import Kept
 from fedjax_lab.registry import method
 from fedjax_lab.types import Method, Result, Streaming, Task, Tree, Wire
@@ -57,8 +58,7 @@ def votes() -> Streaming:
 
 def ballots(of=lambda field: field) -> Wire:
     """n whole numbers below n for every tensor of n entries in `of` the field; the rest is known."""
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code,
-                lambda code: sum(leaf.size * codes.index_bits(leaf.size) for leaf in jax.tree.leaves(of(code))))
+    return plain(lambda code: sum(leaf.size * codes.index_bits(leaf.size) for leaf in jax.tree.leaves(of(code))))
 
 
 def masked(task: Task, keep: float, signed: bool) -> Task:

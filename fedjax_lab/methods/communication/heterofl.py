@@ -25,7 +25,7 @@ from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.transforms.factored import through
 from fedjax_lab.parts.widths import chain
-from fedjax_lab.parts.wires.half import counted, known
+from fedjax_lab.parts.wires.plain import counted, known
 from fedjax_lab.parts.wires.topk import Kept
 from fedjax_lab.registry import method
 from fedjax_lab.types import Method, Result, Task

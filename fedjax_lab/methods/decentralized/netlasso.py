@@ -29,7 +29,7 @@ from fedjax_lab.local import Work
 from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.edges.ties import Ties, ties
 from fedjax_lab.parts.solvers.newton import median, newton
-from fedjax_lab.parts.wires.half import known, rows_there
+from fedjax_lab.parts.wires.plain import known, rows_there
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive, Range
 from fedjax_lab.types import Method, Result, Stacked, Task, Tree

@@ -25,7 +25,7 @@ from fedjax_lab.local import Work
 from fedjax_lab.parts.clients import Weighting
 from fedjax_lab.parts.transforms.base import averaged
 from fedjax_lab.parts.transforms.lowrank import Start, adapted, dealt, rows, sites
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Range
 from fedjax_lab.types import Method, Task, Tree

@@ -27,7 +27,7 @@ from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.transforms.base import beside
 from fedjax_lab.parts.transforms.lowrank import Sites, Start, dealt, fresh, leaves_of, over, replaced, rows, sites
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known, plain
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range
 from fedjax_lab.types import Method, Result, Task, Tree, Wire
@@ -97,4 +97,4 @@ def _stacks(task: Task, at: Sites) -> Wire:
     def bits(behind):
         return 32 * jnp.where(behind > 0, jnp.minimum(behind.astype(jnp.float32) * at.sides, dense) + rest, 0)
 
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
+    return plain(bits)

@@ -30,7 +30,7 @@ from fedjax_lab.parts import split
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.lengths import unit
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import NonNegative
 from fedjax_lab.types import Batch, Census, Key, Method, Result, Task, Tree

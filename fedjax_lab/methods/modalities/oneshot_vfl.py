@@ -29,7 +29,8 @@ from fedjax_lab.parts import examples, proxy, split, streams, vertical
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.solvers.kmeans import kmeans
 from fedjax_lab.parts.transforms.augment import weak_strong
-from fedjax_lab.parts.wires.half import half, known
+from fedjax_lab.parts.wires.half import half
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive
 from fedjax_lab.types import Method, Result, Task, Tree

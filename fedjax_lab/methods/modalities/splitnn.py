@@ -25,7 +25,7 @@ from fedjax_lab import keys, tree
 from fedjax_lab.local import Work, batches, loop
 from fedjax_lab.parts import proxy, vertical
 from fedjax_lab.parts.aggregators.together import together
-from fedjax_lab.parts.wires.half import known, rows_there
+from fedjax_lab.parts.wires.plain import known, rows_there
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count
 from fedjax_lab.types import Key, Method, Result, Task, Tree

@@ -22,7 +22,7 @@ from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.oracles.directions import full_gradient
 from fedjax_lab.parts.oracles.recursive import mean_difference, recursive
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count
 from fedjax_lab.types import Method, Result, Task, Tree

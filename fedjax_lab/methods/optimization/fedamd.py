@@ -29,7 +29,7 @@ from fedjax_lab.parts.moving import scaled, stepped
 from fedjax_lab.parts.once import once
 from fedjax_lab.parts.oracles.directions import full_gradient, full_loss_and_gradient
 from fedjax_lab.parts.oracles.recursive import recursive
-from fedjax_lab.parts.wires.half import unless_zero
+from fedjax_lab.parts.wires.plain import unless_zero
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Share
 from fedjax_lab.types import Method, Result, Task, Tree

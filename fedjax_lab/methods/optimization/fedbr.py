@@ -32,7 +32,7 @@ from fedjax_lab.parts.once import tell
 from fedjax_lab.parts.oracles.directions import cosine, descend_with
 from fedjax_lab.parts.pseudo import blank, gathered
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive
 from fedjax_lab.types import Batch, Census, Key, Method, Result, Task, Tree

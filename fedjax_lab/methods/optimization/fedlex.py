@@ -33,7 +33,7 @@ from fedjax_lab.parts.oracles.patient import descend_patiently
 from fedjax_lab.parts.servers.optimizers import momentum
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.transforms.served import served
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Share
 from fedjax_lab.types import Method, Result, Task, Tree

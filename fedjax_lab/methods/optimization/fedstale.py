@@ -26,7 +26,7 @@ from fedjax_lab.parts.clients import Weighting, heard, mass, weigh
 from fedjax_lab.parts.cohorts.drawn import Probabilities, repeated
 from fedjax_lab.parts.moving import moving, stepped, summed
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range, Share
 from fedjax_lab.types import Method, Result, Task, Tree

@@ -20,7 +20,7 @@ from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.clients import heard, weigh
 from fedjax_lab.parts.moving import moving, stepped
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import Method, Result, Task, Tree

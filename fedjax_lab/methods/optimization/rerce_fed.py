@@ -32,7 +32,7 @@ from fedjax_lab.parts.clients import heard, mass, weigh
 from fedjax_lab.parts.once import once, unchanged
 from fedjax_lab.parts.solvers.quadratic import quadratic
 from fedjax_lab.parts.states import stateful
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive
 from fedjax_lab.types import ClientData, Key, Method, Result, Stacked, Task, Tree

@@ -27,7 +27,7 @@ from fedjax_lab.parts.clients import weigh
 from fedjax_lab.parts.gram import ranks
 from fedjax_lab.parts.oracles.directions import clipped
 from fedjax_lab.parts.turns import in_turns
-from fedjax_lab.parts.wires.half import counted, known
+from fedjax_lab.parts.wires.plain import counted, known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Share
 from fedjax_lab.types import Method, Result, Task, Tree

@@ -29,7 +29,7 @@ from fedjax_lab.local import Work, batches, loop, with_stats
 from fedjax_lab.parts import gates
 from fedjax_lab.parts.clients import Weighting, weigh
 from fedjax_lab.parts.turns import in_turns
-from fedjax_lab.parts.wires.half import counted, known
+from fedjax_lab.parts.wires.plain import counted, known
 from fedjax_lab.parts.wires.topk import Kept
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive

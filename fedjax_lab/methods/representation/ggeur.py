@@ -32,7 +32,7 @@ from fedjax_lab.parts.aggregators import moments
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.clients import Weighting
 from fedjax_lab.parts.once import once, tell
-from fedjax_lab.parts.wires.half import known, rows_unless_zero
+from fedjax_lab.parts.wires.plain import known, rows_unless_zero
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Range
 from fedjax_lab.types import Method, Result, Task, Tree

@@ -32,7 +32,7 @@ from fedjax_lab.parts.once import unchanged
 from fedjax_lab.parts.oracles.directions import gradient_at
 from fedjax_lab.parts.states import stateful
 from fedjax_lab.parts.summed import shared, summed, weighted
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive, Share
 from fedjax_lab.types import Method, Result, Task, Tree

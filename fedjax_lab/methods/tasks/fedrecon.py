@@ -30,7 +30,7 @@ from fedjax_lab.parts import examples, proxy, split
 from fedjax_lab.parts.lengths import unit as unit_length
 from fedjax_lab.parts.prototypes import Episodes, Prototypes
 from fedjax_lab.parts.transforms.outputs import demand
-from fedjax_lab.parts.wires.half import known, rows_unless_zero
+from fedjax_lab.parts.wires.plain import known, rows_unless_zero
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Range
 from fedjax_lab.types import Method, Result, Task, Tree

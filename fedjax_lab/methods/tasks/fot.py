@@ -27,7 +27,7 @@ from fedjax_lab import keys, rules, tree
 from fedjax_lab.local import Work, batches, loop
 from fedjax_lab.parts.clients import local_sgd
 from fedjax_lab.parts.leaves import paths
-from fedjax_lab.parts.wires.half import columns_unless_zero
+from fedjax_lab.parts.wires.plain import columns_unless_zero
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Share
 from fedjax_lab.types import Method, Result, Task, Tree

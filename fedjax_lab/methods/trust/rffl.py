@@ -25,6 +25,7 @@ from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts.aggregators.together import together
 from fedjax_lab.parts.gram import combined, cosines, norms, ranks, scaled, shares
 from fedjax_lab.parts.states import stateful
+from fedjax_lab.parts.wires.plain import plain
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Positive, Range, Share
 from fedjax_lab.types import Method, Result, Task, Tree, Wire
@@ -55,7 +56,7 @@ def sparse() -> Wire:
     def bits(code):
         return 32 + 64 * sum(jnp.count_nonzero(v) for v in jax.tree.leaves(code))
 
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
+    return plain(bits)
 
 
 @method(family="trust", paper=PAPER, year=2021, stateful=True, everyone="since a reward is of the round before",

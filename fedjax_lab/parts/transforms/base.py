@@ -8,7 +8,7 @@ from __future__ import annotations
 from fedjax_lab import tree
 from fedjax_lab.local import Work
 from fedjax_lab.parts.clients import Weighting, local_sgd
-from fedjax_lab.parts.wires.half import known
+from fedjax_lab.parts.wires.plain import known
 from fedjax_lab.types import Method, Task, Tree
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 from fedjax_lab import keys
 from fedjax_lab.parts.leaves import paths
 from fedjax_lab.parts.transforms import statistics
+from fedjax_lab.parts.wires.plain import plain
 from fedjax_lab.types import Key, Task, Tree, Wire
 
 Start = Literal["kaiming", "orthogonal"]
@@ -84,7 +85,7 @@ def rows() -> Wire:
         held = {path: jnp.sum(jnp.any(a[path] != 0, 1) | jnp.any(b[path] != 0, 0)) * (a[path].shape[1] + b[path].shape[0]) for path in a}
         return 32 * (sum(held.values()) + sum(x.size for x in code["whole"].values()))
 
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
+    return plain(bits)
 
 
 def leaves_of(params: Tree, at: Sites) -> Factors:

@@ -1,10 +1,7 @@
-"""Sixteen bits an entry, and none at all where there is nothing to tell."""
+"""Sixteen bits an entry, or all that there are."""
 from __future__ import annotations
 
 from typing import Literal
-
-import jax
-import jax.numpy as jnp
 
 from fedjax_lab import rules
 from fedjax_lab.parts.wires import codes
@@ -31,67 +28,3 @@ def half(format: Literal["bfloat16", "float16"] = "bfloat16") -> Wire:
 
 identity = part(kind="wire", family="communication", paper="Communication-Efficient Learning of Deep Networks from Decentralized Data", year=2017)(
     rules.identity)
-
-
-def known() -> Wire:
-    """Nothing: the receiver has the field already, as a server has what it received from this client before."""
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, lambda code: 0)
-
-
-def once() -> Wire:
-    """The field when it is first sent; after that nothing, which arrives as zeros."""
-
-    def encode(key, value, told):
-        return (jax.tree.map(lambda x: jnp.where(told, 0, x), value), told), told | True
-
-    return Wire(lambda field: jnp.zeros((), bool), encode, lambda code: code[0], lambda code: jnp.where(code[1], 0, rules.value_bits(code[0])))
-
-
-def counted() -> Wire:
-    """A whole number: how many bits another field takes, one that goes through `known` and has something sent of it all the same."""
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, lambda code: code)
-
-
-def rows_there() -> Wire:
-    """The rows that are there, of (rows [K, ...], there bool [K]), where the receiver knows which these are."""
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code,
-                lambda code: jnp.sum(code[1]) * (rules.value_bits(code[0]) // code[1].size))
-
-
-def rows_unless_zero() -> Wire:
-    """For each row of the leading axis one bit, and the row where an entry of it is not zero."""
-
-    def bits(code):
-        flat = jnp.concatenate([x.reshape(x.shape[0], -1) != 0 for x in jax.tree.leaves(code)], 1)
-        told = jnp.sum(jnp.any(flat, 1))
-        return flat.shape[0] + told * (rules.value_bits(code) // flat.shape[0])
-
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
-
-
-def nonzero() -> Wire:
-    """The entries that are not zero, where the receiver knows which these are."""
-
-    def bits(code):
-        return sum(jnp.count_nonzero(x) * (8 * x.dtype.itemsize) for x in jax.tree.leaves(code))
-
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
-
-
-def columns_unless_zero() -> Wire:
-    """The columns of matrices in which an entry is not zero, which are their first ones."""
-
-    def bits(code):
-        return sum(jnp.sum(jnp.any(x != 0, 0)) * (rules.value_bits(x) // x.shape[1]) for x in jax.tree.leaves(code))
-
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
-
-
-def unless_zero() -> Wire:
-    """One bit, and the whole field only where an entry is not zero: for fields that clients of one role have nothing to say in."""
-
-    def bits(code):
-        told = jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(code)]).any()
-        return 1 + jnp.where(told, rules.value_bits(code), 0)
-
-    return Wire(lambda field: (), lambda key, value, row: (value, row), lambda code: code, bits)
