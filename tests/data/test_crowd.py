@@ -49,7 +49,10 @@ def test_fifteen_million_clients_are_no_more_than_a_few():
     assert made.clients == 15_000_000 and made.train.examples["x"][np.array([299_999_999])].shape == (1, 32)
 
 
-@pytest.mark.parametrize("how", [{"population": "host"}, {"population": "disk"}, {"population": "disk", "client_state": "disk"}], ids=str)
+@pytest.mark.parametrize("how", [
+    pytest.param({"population": "host"}, marks=pytest.mark.full), pytest.param({"population": "disk"}, marks=pytest.mark.full),
+    {"population": "disk", "client_state": "disk"},
+], ids=str)
 def test_the_run_of_the_device(how, tmp_path):
     task = "crowd_logreg:clients=300,size=6,dim=4,classes=3"
     there, away = (fedjax_lab.train(task=task, cache_dir=str(tmp_path), **RUN, **h) for h in ({}, how))

@@ -185,8 +185,9 @@ def tree_of(prepared, params):
     return {name: {"kernel": kernel, "bias": bias} for name, (kernel, bias) in zip(names, params, strict=True)}
 
 
-@pytest.mark.parametrize(("kind", "model", "devices"), [("reference", "2nn", 2), ("plain", "2nn", 1),
-                                                                pytest.param("reference", "cnn", 2, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kind", "model", "devices"), [
+    ("reference", "2nn", 2), *(pytest.param(*rival, marks=pytest.mark.full) for rival in (("plain", "2nn", 1), ("reference", "cnn", 2))),
+])
 def test_the_plain_round_does_the_same_work(few, kind, model, devices):
     """With everyone taking part and whole batches nothing is random: both must come to the same model from the same start."""
     options = {"lr": workloads.LR, "batch_size": 4}

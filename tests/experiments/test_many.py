@@ -15,7 +15,6 @@ from fedjax_lab.types import Method, Record, Result
 FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
-SHOWN = ("scaffold",)  # in the default matrix
 HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot")}  # what needs a hidden layer
 HIDDEN |= {name: {"task": "digits_mlp:widths=6", "partition": "subset:60+vertical:6,overlap=0.5", "clients": None} for name in ("splitnn", "oneshot-vfl")}
 
@@ -60,7 +59,8 @@ def factory_of(name):
     return registry.catalog("method")[name]
 
 
-@pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in SHOWN else pytest.mark.full) for m in METHODS])
+@pytest.mark.full
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_among_many_is_the_run_alone(name):
     off, said = floats(name), []
     default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}

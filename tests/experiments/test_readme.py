@@ -29,6 +29,7 @@ def test_example_runs(number, tmp_path):
         assert float(done.stdout.split()[0]) > 0.6, done.stdout
 
 
+@pytest.mark.full
 def test_from_a_fresh_clone_to_a_comparison_and_a_report(tmp_path, programs):
     """The commands at the README's start, at small size, one after the other as a user types them."""
     install, *commands = [shlex.split(line) for line in START]

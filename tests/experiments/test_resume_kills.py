@@ -132,8 +132,8 @@ def killed_again_and_again(jobs, undisturbed, folder, kills, kind="rounds"):
     return done
 
 
-def test_killed_at_random_moments(jobs, undisturbed, tmp_path):
-    assert killed_again_and_again(jobs, undisturbed, tmp_path, 3) == 3
+def test_killed_at_a_random_moment(jobs, undisturbed, tmp_path):
+    assert killed_again_and_again(jobs, undisturbed, tmp_path, 1) == 1
 
 
 @pytest.mark.full

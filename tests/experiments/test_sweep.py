@@ -141,6 +141,7 @@ def test_flags_of_the_table(done, folder):
     assert "fedavg, sweep of lr: digits_logreg, 4 rounds, clients 6, cohort 3, eval_every 2" in other
 
 
+@pytest.mark.full
 def test_ratios(done, monkeypatch, program, tmp_path):
     monkeypatch.setattr(sweep, "warm", lambda config, seeds: 5.0 if config.devices == 2 else 8.0)
     monkeypatch.setattr(sweep, "process", lambda config: 100.0)

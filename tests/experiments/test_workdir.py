@@ -68,7 +68,7 @@ def test_flags_of_every_method_read_back():
         assert configs.make({k: v for k, v in text.items() if k not in options}) == configs.make({"target_accuracy": 0.5, "chunk": 4, "rounds": 7})
 
 
-@pytest.mark.parametrize("task", ["digits_logreg", "digits_mlp:widths=32/32"])
+@pytest.mark.parametrize("task", ["digits_logreg", pytest.param("digits_mlp:widths=32/32", marks=pytest.mark.full)])
 def test_load_predicts_what_was_reported(job, task):
     done = job(f"--task={task}", "--rounds=1")
     model, test = fedjax_lab.load(str(done.path)), sources.digits().test
