@@ -11,6 +11,7 @@ of a client takes as long under every schedule.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -26,8 +27,17 @@ UNLIMITED = np.iinfo(np.int32).max
 BLOCK = 64  # versions whose orders are drawn in one call
 
 Times = Annotated[tuple[float, ...], Range(0, open="low")]
-Ends = Callable[[int], np.ndarray]
-"""(client) -> float64 [K], when each of the K steps of a whole training ends, in units of virtual time from its start."""
+
+
+class Ends(NamedTuple):
+    """When a training ends, in units of virtual time from its start.
+
+    steps: (client) -> float64 [K], each of the K steps of a whole training;  last: (client) -> the end of the last of them.
+    """
+
+    steps: Callable[[int], np.ndarray]
+    last: Callable[[int], float]
+
 
 Law = Callable[[np.random.Generator, int], Ends]
 """(generator, k) -> Ends of the k-th training of every client, drawn for all of them."""
@@ -113,12 +123,36 @@ def trainings(fleet: Fleet, law: str) -> Callable[[int], np.ndarray]:
     Raises:
       ValueError: an unknown law or an option that is not valid, in one line.
     """
-    found, words, done = _law(fleet, law), _words(fleet), [0] * fleet.clients
-    nth = functools.cache(lambda k: found(np.random.default_rng([*words, k + 1]), k))
+    following = _following(fleet, law)
+    return lambda client: following(client).steps(client)
 
-    def following(client: int) -> np.ndarray:
-        done[client] += 1
-        return nth(done[client] - 1)(client)
+
+def flights(fleet: Fleet, law: str) -> Callable[[int, float], tuple[float, np.ndarray | None]]:
+    """(client, now) -> when its next training ends, and, where the fleet is watched, when each of its steps does.
+
+    Raises:
+      ValueError: as trainings.
+    """
+    following = _following(fleet, law)
+
+    def flight(client: int, now: float) -> tuple[float, np.ndarray | None]:
+        ends = following(client)
+        return now + ends.last(client), fleet.seen(now, ends.steps(client)) if fleet.watched else None
+
+    return flight
+
+
+def _following(fleet: Fleet, law: str) -> Callable[[int], Ends]:
+    """(client) -> the Ends of that client's next training."""
+    found, words, done = _law(fleet, law), _words(fleet), [0] * fleet.clients
+    nth: list[Ends] = []
+
+    def following(client: int) -> Ends:
+        k = done[client]
+        done[client] = k + 1
+        if k == len(nth):
+            nth.append(found(np.random.default_rng([*words, k + 1]), k))
+        return nth[k]
 
     return following
 
@@ -141,9 +175,10 @@ def _whole(fleet: Fleet, total: Callable[[np.random.Generator, int], np.ndarray]
 
     counts, inverse = np.unique(np.maximum(fleet.steps, 1), return_inverse=True)
     shares, of = [np.arange(1, count + 1) / count for count in counts], inverse.tolist()
+
     def law(rng, k):
         times = total(rng, k).tolist()
-        return lambda client: shares[of[client]] * times[client]
+        return Ends(lambda client: shares[of[client]] * times[client], times.__getitem__)
 
     return law
 
@@ -213,7 +248,8 @@ def geometric(fleet: Fleet, *, p: Annotated[tuple[float, ...], Range(0, 1, open=
 
     def law(rng, k):
         ends = np.cumsum(rng.geometric(_repeated(fleet, p)[:, None], (fleet.clients, int(counts.max()))), 1).astype(np.float64)
-        return lambda client: ends[client, : counts[client]]
+        lasts = ends[np.arange(fleet.clients), counts - 1].tolist()
+        return Ends(lambda client: ends[client, : counts[client]], lasts.__getitem__)
 
     return law
 
@@ -254,11 +290,13 @@ def stragglers(fleet: Fleet, law: Law, *, slow: Annotated[tuple[float, ...], Ran
     """
     if len(slow) != 2 or slow[0] > 1:
         raise ValueError(f"option 'slow' of 'stragglers': '{'/'.join(map(str, slow))}' is not valid; expected SHARE/TIMES, such as 0.1/10")
-    who = set(np.random.default_rng([*_words(fleet), 0]).permutation(fleet.clients)[: round(slow[0] * fleet.clients)].tolist())
+    times = np.ones(fleet.clients)
+    times[np.random.default_rng([*_words(fleet), 0]).permutation(fleet.clients)[: round(slow[0] * fleet.clients)]] = slow[1]
+    times = times.tolist()
 
     def slowed(rng, k):
         ends = law(rng, k)
-        return lambda client: ends(client) * (slow[1] if client in who else 1.0)
+        return Ends(lambda client: ends.steps(client) * times[client], lambda client: ends.last(client) * times[client])
 
     return slowed
 
@@ -272,6 +310,13 @@ def reweighed(updates: Sequence[Update], factor: Callable[[Arrival], float]) -> 
     return [u._replace(arrivals=tuple([Arrival(*a[:3], factor(a), a.ends) for a in u.arrivals])) for u in updates]
 
 
+def balanced(updates: Sequence[Update]) -> list[Update]:
+    """The updates, with one over the share of them that consume the client as factor."""
+    times = Counter([a.client for u in updates for a in u.arrivals])
+    factors = {client: len(updates) / count for client, count in times.items()}
+    return reweighed(updates, lambda arrival: factors[arrival.client])
+
+
 def consumed(updates: Sequence[Update]) -> Mapping[int, list[Any]]:
     """{client: its arrivals}."""
     found: dict[int, list[Arrival]] = {}
@@ -280,4 +325,4 @@ def consumed(updates: Sequence[Update]) -> Mapping[int, list[Any]]:
     return found
 
 
-__all__ = ["CHANGES", "LAWS", "Arrival", "Fleet", "Law", "Update", "consumed", "count_of", "orders", "reweighed", "trainings"]
+__all__ = ["CHANGES", "LAWS", "Arrival", "Ends", "Fleet", "Law", "Update", "balanced", "consumed", "count_of", "flights", "orders", "reweighed", "trainings"]

@@ -232,6 +232,17 @@ def test_laws_without_chance():
     assert sorted(times.tolist()) == [1.0] * 30 + [8.0] * 10 and times[:30].max() == 8
 
 
+@pytest.mark.parametrize("law", ["halfnormal", "linear:60", "steps:0.5", "geometric:0.9/0.3", "lognormal:0.3+stragglers:0.4/7"])
+def test_a_flight_ends_with_its_last_step(law):
+    f = fleet(steps=np.arange(9) % 4)
+    train, flight, watched = events.trainings(f, law), events.flights(f, law), events.flights(f._replace(watched=True), law)
+    for at in range(18):
+        steps = train(at % 9)
+        assert flight(at % 9, 1.5) == (1.5 + steps[-1], None)
+        end, ends = watched(at % 9, 1.5)
+        assert end == ends[-1] and np.array_equal(ends, 1.5 + steps)
+
+
 def test_a_client_reads_its_own_stream():
     """Its k-th training takes as long, whoever else trains and whatever the schedule; another seed is another stream."""
     train = events.trainings(fleet(), "lognormal")

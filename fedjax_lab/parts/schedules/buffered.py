@@ -5,7 +5,7 @@ import heapq
 import itertools
 from typing import Annotated
 
-from fedjax_lab.events import Arrival, Fleet, Update, consumed, orders, reweighed, trainings
+from fedjax_lab.events import UNLIMITED, Arrival, Fleet, Update, balanced, flights, orders
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Count, Range
 
@@ -30,7 +30,8 @@ def buffered(fleet: Fleet, *, buffer: Count = 10, law: str = "halfnormal", max_s
     """
     if buffer > fleet.clients:
         raise ValueError(f"option 'buffer' of 'buffered': {buffer} is more than the {fleet.clients} clients there are")
-    order, train, number = orders(fleet), trainings(fleet, law), itertools.count()
+    clients, cohort, rounds = fleet.clients, fleet.cohort, fleet.rounds
+    order, flight, number = orders(fleet), flights(fleet, law), itertools.count()
     updates: list[Update] = []
     flying: list[tuple[float, int, Arrival]] = []
     busy, waiting, rejected, now = set(), [], 0, 0.0
@@ -39,26 +40,25 @@ def buffered(fleet: Fleet, *, buffer: Count = 10, law: str = "halfnormal", max_s
         if version != len(updates):
             version = len(updates)
             idle = (client for client in order(version) if client not in busy)  # who is passed over stays busy until the next version
-        for client in itertools.islice(idle, min(fleet.cohort - len(flying), fleet.clients - len(busy))):
-            ends = train(client)
-            heapq.heappush(flying, (now + ends[-1], next(number), Arrival(client, version, ends=fleet.seen(now, ends))))
+        for client in itertools.islice(idle, min(cohort - len(flying), clients - len(busy))):
+            end, ends = flight(client, now)
+            heapq.heappush(flying, (end, next(number), Arrival(client, version, UNLIMITED, 1.0, ends)))
             busy.add(client)
         now, moment = flying[0][0], len(updates)
         while flying and flying[0][0] == now:
-            *_, arrival = heapq.heappop(flying)
+            arrival = heapq.heappop(flying)[2]
             if max_staleness is not None and len(updates) - arrival.base > max_staleness:
                 busy.discard(arrival.client)
                 rejected, version = rejected + 1, -1
                 continue
             waiting.append(arrival)
-            if len(waiting) >= buffer and len(updates) < fleet.rounds:
+            if len(waiting) >= buffer and len(updates) < rounds:
                 updates.append(Update(now, tuple(waiting)))
                 busy -= {a.client for a in waiting}
                 waiting = []
         for at in range(moment, len(updates)):
             later = sum(len(u.arrivals) for u in updates[at + 1 :])
-            updates[at] = updates[at]._replace(rejected=rejected, waiting=later + len(waiting), training=len(flying))
-        if len(updates) == fleet.rounds:
+            updates[at] = Update(*updates[at][:2], rejected, later + len(waiting), len(flying))
+        if len(updates) == rounds:
             break
-    times = {client: len(found) for client, found in consumed(updates).items()}
-    return reweighed(updates, lambda arrival: fleet.rounds / times[arrival.client])
+    return balanced(updates)

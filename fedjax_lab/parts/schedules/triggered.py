@@ -5,7 +5,7 @@ import heapq
 import itertools
 from typing import Annotated
 
-from fedjax_lab.events import Arrival, Fleet, Update, consumed, orders, reweighed, trainings
+from fedjax_lab.events import UNLIMITED, Arrival, Fleet, Update, balanced, flights, orders
 from fedjax_lab.registry import part
 from fedjax_lab.spec import NonNegative, Positive, Range
 
@@ -27,7 +27,7 @@ def triggered(fleet: Fleet, *, period: Positive = 0.2, law: str = "halfnormal", 
       max_staleness: uploads whose model is more updates old than this are rejected, and counted; none by default.
       latency: what a training takes longer for its download in the middle, at whichever step that is.
     """
-    order, train, number = orders(fleet), trainings(fleet, law), itertools.count()
+    order, flight, number = orders(fleet), flights(fleet, law), itertools.count()
     flying: list[tuple[float, int, Arrival]] = []
     updates: list[Update] = []
     busy, rejected, start = set(), 0, 0
@@ -36,8 +36,8 @@ def triggered(fleet: Fleet, *, period: Positive = 0.2, law: str = "halfnormal", 
             now, start = start * period, start + 1
             idle = (client for client in order(len(updates)) if client not in busy)
             for client in list(itertools.islice(idle, fleet.cohort)):
-                ends = train(client)
-                heapq.heappush(flying, (now + float(ends[-1]) + latency, next(number), Arrival(client, len(updates), ends=fleet.seen(now, ends))))
+                end, ends = flight(client, now)
+                heapq.heappush(flying, (end + latency, next(number), Arrival(client, len(updates), UNLIMITED, 1.0, ends)))
                 busy.add(client)
             continue
         now, _, arrival = heapq.heappop(flying)
@@ -46,5 +46,4 @@ def triggered(fleet: Fleet, *, period: Positive = 0.2, law: str = "halfnormal", 
             rejected += 1
         else:
             updates.append(Update(now, (arrival,), rejected, 0, len(flying)))
-    times = {client: len(found) for client, found in consumed(updates).items()}
-    return reweighed(updates, lambda arrival: fleet.rounds / times[arrival.client])
+    return balanced(updates)
