@@ -206,7 +206,7 @@ def untraceable(many: Many) -> list[str]:
     def fails(names):
         try:
             jax.eval_shape(many.batch.run, many.batch.world, *_arguments(many, many.cells, names))
-        except jax.errors.JAXTypeError:
+        except (TypeError, IndexError):  # of shapes and of slices; what else is wrong shows when values have programs of their own
             return True
         return False
 

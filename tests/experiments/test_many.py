@@ -15,8 +15,11 @@ from fedjax_lab.types import Method, Record, Result
 FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
 METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
-HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot")}  # what needs a hidden layer
+HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot", "fedpara", "pfedpara", "heterofl")}  # what needs a hidden layer
 HIDDEN |= {name: {"task": "digits_mlp:widths=6", "partition": "subset:60+vertical:6,overlap=0.5", "clients": None} for name in ("splitnn", "oneshot-vfl")}
+CLOCKED = {"fedbuff": {"schedule": "buffered:2"}, "fedcompass": {"cohort": 6}, "fedfix": {"cohort": 6}}  # what six clients allow
+LABELED = {name: {"partition": "public:60+dirichlet:0.3+semi:0.2"} for name in ("fedlabel", "fedsem", "fixmatch-fl")}  # some examples have no label
+GIVEN = HIDDEN | CLOCKED | LABELED
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,7 @@ def test_a_run_among_many_is_the_run_alone(name):
     default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}
     info = factory_of(name).info
     whole = {"cohort": SMALL["clients"]} if "participation" in info.refuses or info.schedule.startswith("gossip") else {}
-    cells = [configs.make({**SMALL, **whole, **HIDDEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
+    cells = [configs.make({**SMALL, **whole, **GIVEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
     results = {at: trained for at, _, trained in many.each(cells, report=said.append)}
     assert any("side by side" in line for line in said)
     assert [results[at].config for at in range(3)] == cells and not any(results[at].broken for at in range(3))
