@@ -1,6 +1,9 @@
 """What --schedule names: in which order clients and server act, and so what lowers a method to a program."""
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -64,9 +67,22 @@ def timed(config: Config, method: Method, population: Population) -> Participati
     steps = np.asarray(method.steps(jax.numpy.asarray(population.train.size)))
     fleet = events.Fleet(jax.random.key(config.seed), population.clients, config.cohort, config.rounds, steps, method.downloads)
     try:
-        return replay(spec.build("schedule", text, registry.catalog("schedule"), fleet))
+        with _uncollected():
+            return replay(spec.build("schedule", text, registry.catalog("schedule"), fleet))
     except ValueError as error:
         raise ValueError(f"--schedule={text}: {error}") from None
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: the many tuples of a rollout die together, and a collection would look through everything that JAX holds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def mixing(*, steps: spec.Count = 1, order: Literal["after", "beside"] = "after") -> dict[str, Any]:
