@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.claims.records import ACCURACY, Claim, Margin, Metric, Row, Scenario, Side
 from experiments.claims.scenarios import Clients, digits
-from fedjax_lab import tasks
+from fedjax_lab import spec, tasks
 from fedjax_lab.data import population, scenario, source, sources
 
 RATES = {"lr": (0.0316, 0.1, 0.316)}
@@ -25,20 +25,27 @@ OWN = Metric("clients' mean test accuracy, of their personal models where there 
 GLOBAL = Metric("clients' mean test accuracy of the global model, %", lambda rows: 100 * rows[-1]["client_test_accuracy_mean"], True)
 
 
-def pooled(partition: str, train: int, test: int, clients: int = 20) -> Clients:
-    """MNIST pooled to 14x14, that many examples in all, an MLP 196-64-32-10; clients are tested by their own mix of labels."""
+def pooled(partition: str, train: int, test: int, clients: int = 20, *, by: int = 2, model: str = "mlp:widths=64/32") -> Clients:
+    """MNIST pooled to 14x14, that many examples in all, an MLP 196-64-32-10; clients are tested by their own mix of labels.
+
+    Args:
+      by: pixels of a side that become one; 1 leaves the images as they are.
+      model: another model, with its options.
+    """
+    name, _, widths = spec.parse(model)
+    side, title = 28 // by, f"mnist {28 // by}x{28 // by}"
 
     def make():
         origin, rng = sources.load("mnist"), np.random.default_rng(8)
         sides = []
-        for side, count in ((origin.train, train), (origin.test, test)):
-            at = np.sort(rng.permutation(len(side["y"]))[:count])
-            x = np.asarray(side["x"][at], np.float32).reshape(count, 14, 2, 14, 2, 1).mean((2, 4))
-            sides.append({"x": x if x.max() <= 1 else x / 255, "y": np.asarray(side["y"][at])})
-        small = source.make("mnist 14x14", *sides, origin.classes)
+        for half, count in ((origin.train, train), (origin.test, test)):
+            at = np.sort(rng.permutation(len(half["y"]))[:count])
+            x = np.asarray(half["x"][at], np.float32).reshape(count, side, by, side, by, 1).mean((2, 4))
+            sides.append({"x": x if x.max() <= 1 else x / 255, "y": np.asarray(half["y"][at])})
+        small = source.make(title, *sides, origin.classes)
         people = scenario.build(partition, small, key=jax.random.key(0), clients=clients)
         example = {k: v[:1] for k, v in small.train.items()}
-        return tasks.build("mnist 14x14", "mlp", example, small.classes, {"widths": "64/32"}, small.manifest), people
+        return tasks.build(title, name, example, small.classes, widths, small.manifest), people
 
     return make
 

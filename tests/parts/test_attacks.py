@@ -65,6 +65,8 @@ def test_free_riders_send_nothing_or_noise_and_do_not_train():
     nothing, uniform = simple.free_rider(), sent(simple.free_rider(sends="uniform", scale=0.5))
     assert nothing.idle and not sent(nothing).any()
     assert np.abs(uniform).max() <= 0.5 and 0.1 < np.abs(uniform).mean() < 0.4 and len(np.unique(uniform)) == uniform.size
+    above = sent(simple.free_rider(sends="uniform", scale=0.5, low=0.5))
+    assert (above >= 0.25).all() and above.max() <= 0.5 and 0.3 < above.mean() < 0.45
 
 
 def test_alie_is_within_the_spread_by_the_papers_quantile():

@@ -70,15 +70,17 @@ def label_flip(share: Share = 0.2, *, source: Annotated[int, Range(-1)] = -1, ta
 
 
 @part(kind="attack", **LIN)
-def free_rider(share: Share = 0.2, *, sends: Literal["nothing", "noise", "uniform"] = "nothing", scale: NonNegative = 1.0) -> Attack:
+def free_rider(share: Share = 0.2, *, sends: Literal["nothing", "noise", "uniform"] = "nothing", scale: NonNegative = 1.0,
+               low: Annotated[float, Range(-1, 1)] = -1.0) -> Attack:
     """Members do no work and send what looks like a change.
 
     Args:
       share: of the clients that attack.
-      sends: nothing is the model as it came, noise is normal, and uniform is between -scale and scale.
+      sends: nothing is the model as it came, noise is normal, and uniform is between low * scale and scale.
       scale: of what is sent.
+      low: end of uniform; 0 sends nothing negative, which does not average out.
     """
-    draw = {"noise": jax.random.normal, "uniform": lambda k, shape, dtype: jax.random.uniform(k, shape, dtype, -1, 1)}
+    draw = {"noise": jax.random.normal, "uniform": lambda k, shape, dtype: jax.random.uniform(k, shape, dtype, low, 1)}
 
     def forge(key, sight):
         if sends == "nothing":
