@@ -137,7 +137,7 @@ def flights(fleet: Fleet, law: str) -> Callable[[int, float], tuple[float, np.nd
 
     def flight(client: int, now: float) -> tuple[float, np.ndarray | None]:
         ends = following(client)
-        return now + ends.last(client), fleet.seen(now, ends.steps(client)) if fleet.watched else None
+        return now + ends.last(client), now + ends.steps(client) if fleet.watched else None
 
     return flight
 

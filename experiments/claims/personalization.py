@@ -26,11 +26,12 @@ GLOBAL = Metric("clients' mean test accuracy of the global model, %", lambda row
 
 
 def pooled(partition: str, train: int, test: int, clients: int = 20, *, by: int = 2, model: str = "mlp:widths=64/32") -> Clients:
-    """MNIST pooled to 14x14, that many examples in all, an MLP 196-64-32-10; clients are tested by their own mix of labels.
+    """MNIST, that many examples in all, pooled to 14x14 for an MLP 196-64-32-10 where nothing else is said; clients are tested by their own
+    mix of labels.
 
     Args:
       by: pixels of a side that become one; 1 leaves the images as they are.
-      model: another model, with its options.
+      model: with its options.
     """
     name, _, widths = spec.parse(model)
     side, title = 28 // by, f"mnist {28 // by}x{28 // by}"

@@ -10,8 +10,6 @@ from experiments.claims.records import ACCURACY, Claim, Margin, Metric, Row, Sce
 from fedjax_lab.config import Config
 
 RATES = {"lr": (0.0316, 0.1, 0.316)}
-
-
 NETS = {"2nn": "MLP 784-200-200-10", "lenet5": "LeNet-5"}
 
 

@@ -5,7 +5,7 @@ import heapq
 import itertools
 from typing import Annotated
 
-from fedjax_lab.events import UNLIMITED, Arrival, Fleet, Update, balanced, flights, orders
+from fedjax_lab.events import Arrival, Fleet, Update, balanced, flights, orders
 from fedjax_lab.registry import part
 from fedjax_lab.spec import Count, Range
 
@@ -42,7 +42,7 @@ def buffered(fleet: Fleet, *, buffer: Count = 10, law: str = "halfnormal", max_s
             idle = (client for client in order(version) if client not in busy)  # who is passed over stays busy until the next version
         for client in itertools.islice(idle, min(cohort - len(flying), clients - len(busy))):
             end, ends = flight(client, now)
-            heapq.heappush(flying, (end, next(number), Arrival(client, version, UNLIMITED, 1.0, ends)))
+            heapq.heappush(flying, (end, next(number), Arrival(client, version, ends=ends)))
             busy.add(client)
         now, moment = flying[0][0], len(updates)
         while flying and flying[0][0] == now:

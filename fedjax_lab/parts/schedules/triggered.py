@@ -5,7 +5,7 @@ import heapq
 import itertools
 from typing import Annotated
 
-from fedjax_lab.events import UNLIMITED, Arrival, Fleet, Update, balanced, flights, orders
+from fedjax_lab.events import Arrival, Fleet, Update, balanced, flights, orders
 from fedjax_lab.registry import part
 from fedjax_lab.spec import NonNegative, Positive, Range
 
@@ -37,7 +37,7 @@ def triggered(fleet: Fleet, *, period: Positive = 0.2, law: str = "halfnormal", 
             idle = (client for client in order(len(updates)) if client not in busy)
             for client in list(itertools.islice(idle, fleet.cohort)):
                 end, ends = flight(client, now)
-                heapq.heappush(flying, (end + latency, next(number), Arrival(client, len(updates), UNLIMITED, 1.0, ends)))
+                heapq.heappush(flying, (end + latency, next(number), Arrival(client, len(updates), ends=ends)))
                 busy.add(client)
             continue
         now, _, arrival = heapq.heappop(flying)
