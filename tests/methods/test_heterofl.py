@@ -30,7 +30,7 @@ def cut(params, like):
     return params[tuple(slice(n) for n in like.shape)]
 
 
-@pytest.mark.parametrize("module", [functools.partial(MLP, classes=3), pytest.param(functools.partial(CNN, classes=3), marks=pytest.mark.full)])
+@pytest.mark.parametrize("module", [functools.partial(MLP, classes=3), functools.partial(CNN, classes=3)])
 @pytest.mark.full
 def test_masked_equals_sliced_in_values_and_gradients(module):
     convolutional = module.func is CNN
