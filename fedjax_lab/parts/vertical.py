@@ -55,7 +55,8 @@ def aligned(view: View, count: int) -> View:
 def alone(view: View, count: int) -> View:
     """The examples of a party after the aligned ones."""
     stream = view.stream
-    return view._replace(stream=stream._replace(offset=stream.offset + count, size=jnp.maximum(stream.size - count, 0)))
+    return view._replace(stream=stream._replace(offset=stream.offset + count, size=jnp.maximum(stream.size - count, 0)),
+                         capacity=max(1, view.capacity - count))
 
 
 def encoders(key: Key, task: Task, census: Census) -> Tree:
@@ -86,6 +87,14 @@ def outputs(layers: Sequence[dict[str, jax.Array]], h: jax.Array) -> jax.Array:
 def loss(task: Task, layers: Sequence[dict[str, jax.Array]], h: jax.Array, batch: Batch) -> jax.Array:
     """The mean loss of activations [P, B, d] over the examples that are there."""
     return examples.mean(task.metrics(outputs(layers, h), batch)["loss"], batch["mask"])
+
+
+def completed(own: jax.Array, h: jax.Array) -> jax.Array:
+    """The activations [P, P, U, d] of all parties, the second axis, for examples that one party alone has, the first: its own [P, U, d], and of
+    another party what scaled dot-product attention makes of its aligned ones h [P, A, d], by the party's own and its aligned ones."""
+    near = jax.nn.softmax(jnp.einsum("kud,kad->kua", own, h) / np.sqrt(h.shape[2]))
+    mine = jnp.eye(len(h), dtype=bool)[:, :, None, None]
+    return jnp.where(mine, own[:, None], jnp.einsum("kua,jad->kjud", near, h))
 
 
 def joint(task: Task) -> Task:

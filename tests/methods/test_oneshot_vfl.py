@@ -33,6 +33,27 @@ def test_three_tensors_a_party_are_sent_once(precision, size):
 
 
 @pytest.mark.full
+def test_a_few_shot_round_sends_what_one_alone_has_and_gets_a_bit_for_each_and_a_number_for_a_label():
+    state, record = run(rounds=4, shots=2, threshold=0.4, precision="float16")
+    alone, labels = np.asarray(PEOPLE.train.size) - 6, np.asarray(state.server.shots.labels)
+    assert ((labels > module.NOBODY).sum(1) == alone).all() and 0 < (labels >= 0).sum() < alone.sum()
+    up, down = record.rounds["bytes_up"], record.rounds["bytes_down"]
+    np.testing.assert_array_equal(up[1:], [2 * HIDDEN * (6 + alone)] * 2 + [0 * alone])
+    np.testing.assert_array_equal(down[2:], [-(-(alone + 32 * (labels >= 0).sum(1)) // 8), 0 * alone])
+
+
+def test_what_is_missing_is_taken_from_the_aligned_examples_that_are_near():
+    """A far row that is an aligned one finds itself, and a row of zeros their mean."""
+    rng = np.random.default_rng(0)
+    h = 50 * rng.normal(size=(3, 6, 8)).astype(np.float32)
+    own = np.stack([np.stack([h[k, 2], np.zeros(8, np.float32)]) for k in range(3)])
+    found = vertical.completed(jnp.asarray(own), jnp.asarray(h))
+    for k in range(3):
+        for j in range(3):
+            np.testing.assert_allclose(found[k, j], own[k] if j == k else [h[j, 2], h[j].mean(0)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.full
 def test_names_of_clusters_change_nothing(monkeypatch):
     plain = run(rounds=1)[0].server
     monkeypatch.setattr(module, "kmeans", lambda *asked: (kmeans(*asked) + 1) % 3)

@@ -32,7 +32,7 @@ from fedjax_lab.types import ClientData, View
 WORK = ("epochs", "local_steps", "batch_size")
 PROBLEMS = {**problems.PROBLEMS, "gaps": problems.bowl, "normed": problems.normed, "late": problems.bowl, "semi": problems.semi, "parties": problems.parties}
 FAMILIES = ("optimization", "baselines", "personalization", "aggregation", "distillation", "representation", "modalities", "communication", "schedules", "decentralized", "trust", "finetuning", "tasks", "labels")
-FROM_HERE = ("again", "observed", "everyone", "evaluation", "coins", "own", "root", "matrices")  # what an oracle is given by `oracle`, and no option
+FROM_HERE = ("again", "of_phase", "observed", "everyone", "evaluation", "coins", "own", "root", "matrices")  # what an oracle is given by `oracle`, and no option
 SEVERAL = ("ifca",)  # whose server holds several models
 SETTLES = ("analyticfl", "fedrecon")  # what stands still once all clients were heard
 ONCE = ("oneshot-vfl",)  # what has one round
@@ -109,7 +109,7 @@ def oracle(slug: str, name: str, options: dict, cohort: int = problems.COHORT, o
 
     An oracle with the argument `observed` reads coins off the engine's history, which it gets there; with `everyone` it gets the
     plan of an exchange with all clients, as `everyone(phase)`; with `evaluation` what they may do for their own models; with
-    `root` the key that draws are derived from. To the list `own` an oracle with such an argument adds all clients' own models
+    `root` the key that draws are derived from; with `again` the plan of the second phase, with `of_phase(phase=)` that of any. To the list `own` an oracle with such an argument adds all clients' own models
     [N, d] as they are evaluated after each round.
     """
     module, given = ORACLES[slug], {**LOOP[name], **options}
@@ -120,6 +120,7 @@ def oracle(slug: str, name: str, options: dict, cohort: int = problems.COHORT, o
     given |= {k: v for k, v in here.items() if k in asked}
     given |= {"matrices": matrices(name)} if "matrices" in asked else {}
     given |= {"again": turns(name, cohort, 1, **work)} if "again" in asked else {}
+    given |= {"of_phase": functools.partial(turns, name, cohort, **work)} if "of_phase" in asked else {}
     if "evaluation" in asked:
         given["evaluation"] = evaluation(name, **work)
     phase = module.phase(**options) if hasattr(module, "phase") else 0
