@@ -36,9 +36,9 @@ def chosen(names: list[str], family: str | None, everything: bool) -> list[Claim
             or (family and families.get(claim.method.method) == family)]
 
 
-def run(claim: Claim) -> bool:
+def run(claim: Claim, known: measure.Known) -> bool:
     """Measures, prints and records one claim; whether it shows."""
-    row = report.plain(measure.record(claim))
+    row = report.plain(measure.record(claim, known))
     report.write([row], notes())
     method, baseline, gain = report.numbers(row)
     verdict = "shown" if row["shown"] else "NOT shown"
@@ -52,9 +52,9 @@ def notes() -> dict[str, str]:
     return {claim.name: claim.note for claim in claims.catalog().values()}
 
 
-def glance(claim: Claim) -> None:
+def glance(claim: Claim, known: measure.Known) -> None:
     """Prints the direction of one claim."""
-    method, baseline, gain = map(report.number, measure.quick(claim, recorded(claim)))
+    method, baseline, gain = map(report.number, measure.quick(claim, recorded(claim), known))
     print(f"{claim.name}: {claim.metric.name} {method} against {claim.baseline.method}'s {baseline}; gain {gain}, expected "
           f"{claim.margin.words(claim.metric.higher)}; seed {claim.seeds[0]}, nothing is written", flush=True)
 
@@ -85,9 +85,10 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    known = measure.nothing()
     for claim in wanted:
         try:
-            (glance if args.quick else run)(claim)
+            (glance if args.quick else run)(claim, known)
         except ValueError as error:  # a data set that is not here stops its own claims only
             print(f"error: {claim.name}: {error}", file=sys.stderr)
             status = 2

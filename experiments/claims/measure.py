@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,39 @@ class Measured(NamedTuple):
         return math.fsum(self.values) / len(self.values)
 
 
+class Known(NamedTuple):
+    """What claims that are measured one after the other share: a run that two of them ask for is trained once.
+
+    made: {what it follows from: clients, or a task};  runs: {what it follows from: the evaluations of a run}.
+    """
+
+    made: dict[Hashable, Any]
+    runs: dict[Hashable, list[Row]]
+
+    def clients(self, scenario: Scenario, side: Side) -> tuple[Task, Population]:
+        """The task and the clients of a scenario, or this side's own: where its settings deal the data in another way, or of its own task."""
+        flags = scenario.clients is None or "partition" in side.settings
+        origin = repr({**scenario.settings, **side.settings}) if flags else scenario.clients
+        task, people = self._once((origin, scenario.double), (lambda: dealt(scenario, side)) if flags else scenario.clients)
+        return (self._once((side.task, id(people)), lambda: side.task(people)), people) if side.task else (task, people)
+
+    def train(self, cells: Sequence[Config], clients: tuple[Task, Population], metric: Metric) -> list[list[Row]]:
+        """As the function does; clients are those that were made here, whose identity is theirs for good."""
+        keys = [(repr(cell), *map(id, clients), metric.probe, metric.run) for cell in cells]
+        fresh = {key: cell for key, cell in zip(keys, cells, strict=True) if key not in self.runs}
+        self.runs.update(zip(fresh, train([*fresh.values()], clients, metric), strict=True))
+        return [self.runs[key] for key in keys]
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+def nothing() -> Known:
+    return Known({}, {})
+
+
 def train(cells: Sequence[Config], clients: tuple[Task, Population], metric: Metric) -> list[list[Row]]:
     """The evaluations of each run, none of one that broke off; runs that differ in seeds and rates alone share a program."""
     if metric.run is not None:
@@ -67,20 +100,11 @@ def cells(scenario: Scenario, side: Side, points: Sequence[Rates], seeds: Sequen
     return [configs.make({**settings, "options": {**options, **rates}, "seed": seed}) for rates in points for seed in seeds]
 
 
-def clients_of(scenario: Scenario, side: Side) -> tuple[Task, Population]:
-    """The task and the clients of a scenario, made once for all runs."""
-    if scenario.clients is not None:
-        return scenario.clients()
+def dealt(scenario: Scenario, side: Side) -> tuple[Task, Population]:
+    """The task and the clients that the flags of one side make."""
     first = {option: grid[0] for option, grid in side.rates.items()}
     prepared = run.prepare(*cells(scenario, side, [first], [0]))
     return prepared.task, prepared.population
-
-
-def of_side(scenario: Scenario, side: Side, clients: tuple[Task, Population]) -> tuple[Task, Population]:
-    """The scenario's task and clients, or this side's own: where its settings deal the data in another way, or of its own task."""
-    if "partition" in side.settings:
-        return clients_of(scenario, side)
-    return (side.task(clients[1]), clients[1]) if side.task else clients
 
 
 def measure(metric: Metric, runs: Sequence[Sequence[Row]]) -> Measured:
@@ -127,14 +151,14 @@ def _best(tried: Mapping[tuple, float], grids: Mapping[str, list[float]], higher
     return min(tried, key=badness)
 
 
-def tune(claim: Claim, side: Side, clients: tuple[Task, Population]) -> Chosen:
+def tune(claim: Claim, side: Side, known: Known) -> Chosen:
     """The best rates of a side by the claim's own metric, on the tuning seeds."""
     if not side.rates:
         return Chosen({}, {}, ())
-    clients = of_side(claim.scenario, side, clients)
+    clients = known.clients(claim.scenario, side)
 
     def score(points: list[Rates]) -> list[float]:
-        runs = train(cells(claim.scenario, side, points, claim.tuning), clients, claim.metric)
+        runs = known.train(cells(claim.scenario, side, points, claim.tuning), clients, claim.metric)
         share = len(claim.tuning)
         return [measure(claim.metric, runs[i:i + share]).mean for i in range(0, len(runs), share)]
 
@@ -155,27 +179,30 @@ def gain(claim: Claim, method: float, baseline: float) -> float:
     return claim.margin.gain(method, baseline, claim.metric.higher)
 
 
-def record(claim: Claim) -> dict[str, Any]:
-    """Runs a claim and returns its row of CLAIMS.json."""
-    start = time.perf_counter()
+def record(claim: Claim, known: Known | None = None) -> dict[str, Any]:
+    """Runs a claim and returns its row of CLAIMS.json.
+
+    Args:
+      known: what it may share with other claims; its "seconds" are those that it took beyond that.
+    """
+    known, start = nothing() if known is None else known, time.perf_counter()
     with jax.enable_x64(claim.scenario.double):
-        clients = clients_of(claim.scenario, claim.method)
-        chosen = [tune(claim, side, clients) for side in (claim.method, claim.baseline)]
-        measured = _compare(claim, clients, [c.rates for c in chosen], claim.seeds)
+        chosen = [tune(claim, side, known) for side in (claim.method, claim.baseline)]
+        measured = _compare(claim, known, [c.rates for c in chosen], claim.seeds)
     return _row(claim, chosen, measured, time.perf_counter() - start)
 
 
-def quick(claim: Claim, rates: tuple[Rates, Rates]) -> tuple[float, float, float]:
+def quick(claim: Claim, rates: tuple[Rates, Rates], known: Known | None = None) -> tuple[float, float, float]:
     """Measured, baseline_measured and gain of one seed at these rates."""
     with jax.enable_x64(claim.scenario.double):
-        clients = clients_of(claim.scenario, claim.method)
-        method, baseline = _compare(claim, clients, rates, claim.seeds[:1], quick=True)
+        method, baseline = _compare(claim, nothing() if known is None else known, rates, claim.seeds[:1], quick=True)
     return method.mean, baseline.mean, gain(claim, method.mean, baseline.mean)
 
 
-def _compare(claim: Claim, clients, rates: Sequence[Rates], seeds: Sequence[int], quick: bool = False) -> list[Measured]:
+def _compare(claim: Claim, known: Known, rates: Sequence[Rates], seeds: Sequence[int], quick: bool = False) -> list[Measured]:
     sides = zip((claim.method, claim.baseline), rates, strict=True)
-    return [measure(claim.metric, train(cells(claim.scenario, side, [r], seeds, quick), of_side(claim.scenario, side, clients), claim.metric)) for side, r in sides]
+    return [measure(claim.metric, known.train(cells(claim.scenario, side, [r], seeds, quick), known.clients(claim.scenario, side), claim.metric))
+            for side, r in sides]
 
 
 def _row(claim: Claim, chosen: Sequence[Chosen], measured: Sequence[Measured], seconds: float) -> dict[str, Any]:

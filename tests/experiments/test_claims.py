@@ -207,7 +207,7 @@ def test_grid_ends_where_rates_are_no_longer_valid():
     assert (chosen.rates, chosen.edges, len(chosen.tried)) == ({"beta": 1.0}, ("beta",), 3)
     claim = tiny(rates={"lr": (0.1, 0.3, 0.9), "beta": (0.04, 0.2, 1.0)}, tuning=(0,))
     claim = claim._replace(method=claim.method._replace(method="fedavg-m", options={}))
-    assert max(float(point.split("beta=")[1]) for point in measure.tune(claim, claim.method, claim.scenario.clients()).tried) == 1
+    assert max(float(point.split("beta=")[1]) for point in measure.tune(claim, claim.method, measure.nothing()).tried) == 1
 
 
 def test_of_equal_rates_the_middle_one_is_chosen():
@@ -300,6 +300,18 @@ def test_a_side_may_have_a_model_of_its_own(monkeypatch):
     *tuned, own, shared = seen
     assert {id(people) for _, people in seen} == {id(shared[1])} and shared[0].name == "quadratic"
     assert tuned and all(task == ("own", 3) for task, _ in (*tuned, own))
+
+
+def test_a_run_that_two_claims_ask_for_is_trained_once(monkeypatch):
+    asked, first = [], tiny()
+    second = first._replace(name="other", metric=first.metric._replace(name="other"), baseline=Side("fedavg", {"lr": 0.02}, {}))
+    monkeypatch.setattr(measure, "train", lambda cells, *a: asked.extend(map(repr, cells)) or by_hand(cells))
+    alone = [measure.record(claim) for claim in (first, second)]
+    apart, known = len(asked), measure.nothing()
+    asked.clear()
+    together = [measure.record(claim, known) for claim in (first, second)]
+    assert len(set(asked)) == len(asked) < apart
+    assert [row["per_seed"] for row in together] == [row["per_seed"] for row in alone]
 
 
 @pytest.mark.parametrize(("argv", "words"), [
