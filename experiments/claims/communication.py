@@ -23,7 +23,7 @@ def ranked() -> list[Claim]:
 
 def scalars() -> list[Claim]:
     """FedKSeed's few directions against so many that hardly any is drawn twice, and its drawing of large ones against a uniform one."""
-    text = ("TinyViT-shift (a ViT of width 16 and depth 2 after 1,500 steps on 10,000 upright digits of MNIST; 2,000 others, turned and inverted, "
+    text = ("TinyViT-shift (a ViT of width 16 and depth 2 after 1,500 steps on 10,000 upright digits of MNIST; 6,000 others, turned and inverted, "
             "Dirichlet(0.1)), 5 of 20 clients, 20 rounds of 25 steps of 16 examples")
     where = Scenario(text, {"cohort": 5, "rounds": 20, "eval_every": 20}, {"local_steps": 25, "batch_size": 16}, turned(width=16, depth=2),
                      reduced="TinyLM-S, 30 rounds; unlimited directions are 2,048")

@@ -1,6 +1,7 @@
 """Claims of the personalization and aggregation families, with the margins of their cards."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -25,6 +26,7 @@ OWN = Metric("clients' mean test accuracy, of their personal models where there 
 GLOBAL = Metric("clients' mean test accuracy of the global model, %", lambda rows: 100 * rows[-1]["client_test_accuracy_mean"], True)
 
 
+@functools.cache  # claims with the same clients share runs
 def pooled(partition: str, train: int, test: int, clients: int = 20, *, by: int = 2, model: str = "mlp:widths=64/32") -> Clients:
     """MNIST, that many examples in all, pooled to 14x14 for an MLP 196-64-32-10 where nothing else is said; clients are tested by their own
     mix of labels.
