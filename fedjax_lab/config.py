@@ -22,7 +22,7 @@ class Config:
 
     method: str = _field("fedavg", "the algorithm; --list prints all")
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    task: str = _field("digits_mlp", "SOURCE_MODEL[:arg=value,...], arguments of the source or of the model")
+    task: str = _field("digits_mlp", "SOURCE_MODEL[:arg=value,...], arguments of the source or of the model; further models joined by '+' are the clients' in turn")
     partition: str | None = _field(
         None, "who owns which example, NAME[:VALUE][,arg=value...]; by default natural where the source has natural clients, community for a graph, else dirichlet:0.3"
     )

@@ -91,7 +91,7 @@ def client_optimizer_of(text: str, lr: Any) -> tuple[optax.GradientTransformatio
 
 
 def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_sgd: str = "", everyone: str = "",
-           refuses: Mapping[str, str] = {}, schedule: str = "sync", **defaults: Any) -> Callable:
+           refuses: Mapping[str, str] = {}, schedule: str = "sync", several: bool = False, **defaults: Any) -> Callable:
     """Registers `factory(task, work, *, ...) -> Method` under its name (underscores become dashes).
 
     The registered function is called as `factory(task, *, ..., lr=..., epochs=..., ...)`.
@@ -102,6 +102,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
       everyone: why all clients must take part in every round, where the mathematics needs it; "" where some will do.
       refuses: {part: why} of the parts that a flag may not put into it; see Info.
       schedule: what it was published for, and runs under where --schedule says nothing.
+      several: whether clients may have models of different architectures (Task.own).
       defaults: of the training options, where they differ.
 
     Raises:
@@ -127,13 +128,16 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
 
     def register(factory: Callable) -> Callable[..., Method]:
         name = factory.__name__.replace("_", "-")
-        info = _info(factory, name, "method", family, paper, year, stateful)._replace(refuses={**refuses, **absent}, schedule=schedule)
+        info = _info(factory, name, "method", family, paper, year, stateful)._replace(refuses={**refuses, **absent}, schedule=schedule, several=several)
         shared = inspect.signature(training, eval_str=True).parameters
         shared = {k: p.replace(default=defaults.get(k, p.default)) for k, p in shared.items()}
         own = [p for k, p in inspect.signature(factory, eval_str=True).parameters.items() if k not in ("task", "work")]
 
         @functools.wraps(factory)
         def build(task, **options) -> Method:
+            if task.own is not None and not several:
+                able = ", ".join(sorted(n for n, other in catalog("method").items() if other.info.several))
+                raise ValueError(f"'{name}' is for clients with one model, and task '{task.name}' gives them several; choose one of {able}")
             unknown = set(options) - set(shared) - {p.name for p in own}
             if unknown:
                 valid = spec.nearest(min(unknown), [*(p.name for p in own), *shared])

@@ -73,6 +73,8 @@ def started(text: str, task: Task, population: Population, cache_dir: str | None
     Raises:
       ValueError: an unknown start or option, no such file, or one that does not fit the model; the line names what does not.
     """
+    if task.own is not None:
+        raise ValueError(f"--init={text}: task '{task.name}' gives clients several models; leave it out")
     try:
         return spec.build("start", text, STARTS, task, population, platform.cache_folder(cache_dir))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Tasks by name: SOURCE_MODEL is a source of examples and a model for them."""
+"""Tasks by name: SOURCE_MODEL is a source of examples and a model for them, SOURCE_MODEL+MODEL models that clients have in turn."""
 from __future__ import annotations
 
 import dataclasses
@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax_lab import spec
@@ -14,17 +15,52 @@ from fedjax_lab.types import Task
 
 
 def load(text: str, data_dir: str | None = None, cache_dir: str | None = None) -> tuple[Any, Callable[[Mapping], Task]]:
-    """The source that a text names, SOURCE_MODEL[:arg=value,...], and what makes the task from examples of the population.
+    """The source that a text names, SOURCE_MODEL[:arg=value,...][+MODEL[:arg=value,...]], and what makes the task from examples of the population.
 
     Raises:
       ValueError: no such source or model, or an option that neither has.
     """
     from fedjax_lab.data import sources
 
-    name, model, options = split(text)
+    name, _, options = split(text)
     mine = of_model(name, options)
     source = sources.load(spelled(name, {k: v for k, v in options.items() if k not in mine}), data_dir, cache_dir)
-    return source, lambda examples: build(text, model, {k: v[:1] for k, v in examples.items()}, source.classes, mine, source.manifest)
+    return source, lambda examples: made(text, {k: v[:1] for k, v in examples.items()}, source.classes, source.manifest)
+
+
+def made(text: str, example: Mapping[str, np.ndarray], classes: int, facts: Mapping[str, Any]) -> Task:
+    """The task that a text names; arguments as of `build`.
+
+    Raises:
+      ValueError: no such model or option, or models that do not go together.
+    """
+    first, *others = text.split("+")
+    name, model, options = split(text)
+    named = [(first, model, of_model(name, options)), *((other, *_further(text, other)) for other in others)]
+    tasks = [build(part, kind, example, classes, mine, facts) for part, kind, mine in named]
+    if not others:
+        return tasks[0]
+    from fedjax_lab.models.several import several
+
+    shapes = [jax.eval_shape(task.init, jax.random.key(0)) for task in tasks]
+    batch = {**example, "mask": np.ones(1, bool)}
+    outputs = [str(jax.eval_shape(task.apply, params, batch)) for task, params in zip(tasks, shapes, strict=True)]
+    for part, params, output in zip(named, shapes, outputs, strict=True):
+        if "stats" in params or output != outputs[0]:
+            why = "has normalization statistics" if "stats" in params else f"has other outputs than '{first}'"
+            raise ValueError(f"task '{text}': '{part[0]}' {why}; models that clients have in turn need outputs of one shape, and no statistics")
+    return several(text, tasks)
+
+
+def _further(text: str, part: str) -> tuple[str, dict[str, str]]:
+    """A further model of a task's text, and its options."""
+    from fedjax_lab import models
+
+    name, positional, options = spec.parse(part)
+    if positional:
+        raise ValueError(f"task '{text}': '{part}' is not MODEL[:arg=value,...]")
+    spec.choose("model", name, models.MODELS)
+    return name, options
 
 
 def of_model(source: str, options: Mapping[str, str]) -> dict[str, str]:
@@ -83,14 +119,14 @@ def spelled(name: str, options: Mapping[str, str]) -> str:
 
 
 def split(text: str) -> tuple[str, str, dict[str, str]]:
-    """SOURCE_MODEL[:arg=value,...] into source, model and options.
+    """SOURCE_MODEL[:arg=value,...] into source, model and options; further models after a '+' are left out.
 
     Raises:
       ValueError: the text is of another form, or the model is unknown.
     """
     from fedjax_lab import models
 
-    name, positional, options = spec.parse(text)
+    name, positional, options = spec.parse(text.split("+")[0])
     source, _, model = name.rpartition("_")
     if not source or positional:
         raise ValueError(f"task '{text}' is not SOURCE_MODEL[:arg=value,...]; for example digits_mlp, mnist_2nn, synthetic_logreg")

@@ -39,6 +39,7 @@ class Task(NamedTuple):
     features, head: (params, batch, key=None) -> [B, F] and (params, features) -> outputs, where the model is split; else None.
     taps: (params, batch) -> {path of a layer's kernel: [B, P, d]}, in the order of the layers: what each is fed at the P places of an
         example where its kernel, of d entries per output, is applied; None where that is not known.
+    own: (params, client) -> params with that client's architecture in use, where clients have different ones (models/several.py); else None.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task(NamedTuple):
     features: Callable[..., jax.Array] | None = None
     head: Callable[..., Tree] | None = None
     taps: Callable[[Tree, Batch], Mapping[str, jax.Array]] | None = None
+    own: Callable[[Tree, jax.Array], Tree] | None = None
 
 
 class Stream(NamedTuple):
@@ -341,6 +343,7 @@ class Info(NamedTuple):
 
     refuses: {part: why} of the parts (wire_up, wire_down, aggregator, server, participation) that its mathematics does not allow.
     schedule: the schedule that it was published for, as --schedule has it; several joined by " or ", the first by default.
+    several: whether clients may have models of different architectures.
     """
 
     name: str
@@ -352,6 +355,7 @@ class Info(NamedTuple):
     stateful: bool = False
     refuses: Mapping[str, str] = {}
     schedule: str = "sync"
+    several: bool = False
 
 
 class Release(NamedTuple):

@@ -289,10 +289,8 @@ def _trained(config: Mapping[str, Any], task: Task) -> Task:
 
 
 def _task(record: Mapping[str, Any]) -> Task:
-    text = record["config"]["task"]
-    source, model, options = tasks.split(text)
     example = {k: np.zeros((1, *shape), dtype) for k, (dtype, *shape) in record["example"].items()}
-    return tasks.build(text, model, example, record["classes"], tasks.of_model(source, options), record["facts"])
+    return tasks.made(record["config"]["task"], example, record["classes"], record["facts"])
 
 
 __all__ = ["Stopped", "WorkDir", "default_path", "describe", "events", "history", "load", "open_folder", "restore", "versions"]

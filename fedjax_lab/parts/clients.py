@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_lab import tree
 from fedjax_lab.local import Work, batches, descend, gradient
-from fedjax_lab.types import Census, ClientData, Cohort, Result, Task
+from fedjax_lab.types import Census, ClientData, Cohort, Result, Task, Tree
 
 Weighting = Literal["examples", "uniform"]
 
@@ -18,6 +18,11 @@ Weighting = Literal["examples", "uniform"]
 def weigh(weighting: Weighting, data: ClientData) -> jax.Array:
     """float32 scalar: n_i, or 1 for every client that has examples."""
     return (data.size if weighting == "examples" else data.size > 0).astype(jnp.float32)
+
+
+def owned(task: Task, params: Tree, client: jax.Array) -> Tree:
+    """These parameters, with the client's own architecture in use where clients have different ones."""
+    return params if task.own is None else task.own(params, client)
 
 
 def mass(weighting: Weighting, census: Census) -> jax.Array:

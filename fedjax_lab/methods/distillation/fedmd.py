@@ -10,7 +10,7 @@ Li, Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", NeurI
 
 Keeps: the scores' mean does not depend on the clients' order.
 Reduces to: training alone with digest_epochs = 0 and public_epochs = 0.
-Departs: all clients have one architecture, each with its own initialization, as (3) allows for any. Which examples D_t are follows from the
+Departs: every client has its own initialization, also of one architecture. Which examples D_t are follows from the
 round's number, so nobody sends it. Clients that are not drawn keep their model. The global model that is evaluated is an initialization, since
 there is none.
 """
@@ -25,6 +25,7 @@ import optax
 from fedjax_lab import keys
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts import examples, proxy
+from fedjax_lab.parts.clients import owned
 from fedjax_lab.parts.once import once
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Range
@@ -40,7 +41,7 @@ class Server(NamedTuple):
     scores: jax.Array
 
 
-@method(family="distillation", paper="FedMD: Heterogenous Federated Learning via Model Distillation", year=2019, stateful=True,
+@method(family="distillation", paper="FedMD: Heterogenous Federated Learning via Model Distillation", year=2019, stateful=True, several=True,
         refuses={"wire_up": NO_MODEL, "wire_down": NO_MODEL, "aggregator": NO_MODEL, "server": NO_MODEL},
         lr=1e-3, client_optimizer="adam", epochs=4)
 def fedmd(task: Task, work: Work, *, sample: Count = 5000, digest_epochs: Annotated[int, Range(0)] = 1, digest_batch: Count = 256,
@@ -92,5 +93,5 @@ def fedmd(task: Task, work: Work, *, sample: Count = 5000, digest_epochs: Annota
     made = Method(learn, init_server=init_server, broadcast=lambda server, client, clock: {"scores": server.scores},
                   serve=lambda key, server, aggregate, cohort: server)
     said = made.phase(local=score, broadcast=lambda server, client, clock: {}, serve=hold)
-    return made._replace(phases=(once(made, first, ()), said, made.phase()), init_client=lambda key, params, facts: task.init(key), steps=work.steps,
+    return made._replace(phases=(once(made, first, ()), said, made.phase()), init_client=lambda key, params, facts: owned(task, task.init(key), facts.id), steps=work.steps,
                          deploy=lambda server: server.params, personal=lambda key, server, y, data: y)

@@ -10,7 +10,7 @@ Seyedmohammadi, Atapour, Abouei, Mohammadi, "KnFu: Effective Knowledge Fusion", 
 
 Keeps: the weights a_n of every client sum to one; clients with equal frequencies fuse alike.
 Reduces to: a uniform fusion (FedMD's, of probabilities) with beta = 0; training alone with tune_epochs = 0.
-Departs: the paper's own formula for (3) is not recovered; this is the card's. All clients have one architecture, with one initialization.
+Departs: the paper's own formula for (3) is not recovered; this is the card's. Clients of one architecture have one initialization.
 The fused knowledge waits at the server in a table of all clients. The global model that is evaluated is the initialization.
 """
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fedjax_lab import keys
 from fedjax_lab.local import Work, batches, descend, gradient
 from fedjax_lab.parts import examples, proxy
 from fedjax_lab.parts.aggregators.together import together
+from fedjax_lab.parts.clients import owned
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive, Range
 from fedjax_lab.types import Method, Result, Task, Tree
@@ -54,7 +55,7 @@ def weights(p: jax.Array, there: jax.Array, beta: float, dist: str, nearest: int
     return jax.nn.softmax(jnp.where(jnp.isinf(far), -jnp.inf, -beta * far), 1)
 
 
-@method(family="personalization", paper="KnFu: Effective Knowledge Fusion", year=2024, stateful=True,
+@method(family="personalization", paper="KnFu: Effective Knowledge Fusion", year=2024, stateful=True, several=True,
         refuses={"wire_up": NO_MODEL, "wire_down": NO_MODEL, "aggregator": NO_MODEL, "server": NO_MODEL}, epochs=5)
 def knfu(task: Task, work: Work, *, beta: NonNegative = 10.0, temperature: Positive = 1.0, dist: Literal["kl", "variation"] = "kl",
          nearest: Annotated[int, Range(0)] = 0, tune_epochs: Annotated[int, Range(0)] = 1, tune_batch: Count = 64) -> Method:
@@ -100,5 +101,5 @@ def knfu(task: Task, work: Work, *, beta: NonNegative = 10.0, temperature: Posit
     tuned = Method(tune, init_server=init_server, broadcast=lambda server, client, clock: {"fused": server.fused[client]},
                    serve=lambda key, server, aggregate, cohort: server)
     saying = tuned.phase(local=say, broadcast=lambda server, client, clock: {}, serve=fuse, aggregate={"said": together(), "labels": together()})
-    return tuned._replace(phases=(saying, tuned.phase()), init_client=lambda key, params, facts: params, steps=work.steps,
+    return tuned._replace(phases=(saying, tuned.phase()), init_client=lambda key, params, facts: owned(task, params, facts.id), steps=work.steps,
                           deploy=lambda server: server.params, personal=lambda key, server, y, data: y)

@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Literal
 
 from fedjax_lab.local import Work, batches, descend, gradient
+from fedjax_lab.parts.clients import owned
 from fedjax_lab.registry import method
 from fedjax_lab.types import Method, Phase, Result, Task
 
 ALONE = "nothing is sent"
 
 
-@method(family="personalization", paper="Communication-Efficient Learning of Deep Networks from Decentralized Data", year=2017, stateful=True,
+@method(family="personalization", paper="Communication-Efficient Learning of Deep Networks from Decentralized Data", year=2017, stateful=True, several=True,
         refuses={"wire_up": ALONE, "wire_down": ALONE, "aggregator": ALONE, "server": ALONE})
 def local(task: Task, work: Work, *, who: Literal["all", "sampled"] = "all") -> Method:
     """Every client trains a model of its own on its own data; nothing is sent.
@@ -32,5 +33,5 @@ def local(task: Task, work: Work, *, who: Literal["all", "sampled"] = "all") -> 
         return Result({}, 1.0, end.params, metrics={"loss": end.loss})
 
     phase = Phase(alone, lambda server, client, clock: {}, {}, {}, {}, lambda key, server, aggregate, cohort: server, everyone=who == "all")
-    return Method(phases=(phase,), init_client=lambda key, params, facts: params, steps=work.steps,
+    return Method(phases=(phase,), init_client=lambda key, params, facts: owned(task, params, facts.id), steps=work.steps,
                   personal=lambda key, server, y, data: y)

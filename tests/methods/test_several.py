@@ -1,0 +1,95 @@
+"""Clients with models of different architectures."""
+from __future__ import annotations
+
+import bench
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import CLASSES, FEATURES, classifier
+
+from fedjax_lab import registry, starts, tasks
+from fedjax_lab.models.several import several
+from fedjax_lab.types import Aux, Task
+
+PROBLEM = classifier()
+PEOPLE, TANH = PROBLEM.population, PROBLEM.task
+CLIENTS, LR = len(PEOPLE.train.size), 0.1
+ALL = bench.always(*range(CLIENTS))
+
+
+def linear() -> Task:
+    """x [B, 5] -> logits [B, 3]."""
+
+    def apply(params, batch, key=None):
+        return batch["x"] @ params["w"] + params["b"]
+
+    def loss(params, batch, key):
+        nll, mask = TANH.metrics(apply(params, batch), batch)["loss"], batch["mask"]
+        return jnp.sum(jnp.where(mask, nll, 0)) / jnp.maximum(mask.sum(), 1), Aux()
+
+    return Task("linear", lambda key: {"w": 0.6 * jax.random.normal(key, (FEATURES, CLASSES)), "b": jnp.zeros(CLASSES)}, apply, loss, TANH.metrics)
+
+
+TWO = several("two", (TANH, linear()))
+
+
+def ended(name, task, rounds=2, **options):
+    method = registry.make(name, task, **{"lr": LR, "epochs": 1, "batch_size": "full", **options})
+    return bench.run(method, PEOPLE, cohort=ALL, rounds=rounds, task=task)[0]
+
+
+@pytest.mark.parametrize("name", ["knfu", pytest.param("fedmd", marks=pytest.mark.full), pytest.param("local", marks=pytest.mark.full)])
+def test_two_of_a_kind_are_one(name):
+    plain, (first, second) = ended(name, TANH).clients, ended(name, several("twice", (TANH, TANH))).clients["models"]
+    for client in range(CLIENTS):
+        for one, *both in zip(*map(jax.tree.leaves, (plain, first, second)), strict=True):
+            np.testing.assert_allclose(both[client % 2][client], one[client], rtol=1e-6, atol=1e-7)
+
+
+def test_every_client_fuses_with_models_of_another_kind():
+    """KnFu with equal weights: a step on one's own examples, a step of KL towards the mean of all softmaxes, by hand."""
+    nets = [(lambda p, x: jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]), (lambda p, x: x @ p["w"] + p["b"])]
+    first = bench.start(registry.make("knfu", TWO, lr=LR), PEOPLE, task=TWO).clients["models"]
+    models = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i], np.float64), first[i % 2]) for i in range(CLIENTS)]
+    public = PROBLEM.public[0]
+    with jax.enable_x64(True):
+        own = [jax.jit(jax.grad(lambda p, x, y, net=net: -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(net(p, x)), y[:, None], 1)))) for net in nets]
+        fit = [jax.jit(jax.grad(lambda p, q, net=net: -jnp.mean(jnp.sum(q * jax.nn.log_softmax(net(p, public)), -1)))) for net in nets]
+        for _ in range(2):
+            for i in range(CLIENTS):
+                models[i] = jax.tree.map(lambda p, g: p - LR * g, models[i], own[i % 2](models[i], *PROBLEM.examples(PROBLEM.rows(i))))
+            mean = sum(jax.nn.softmax(nets[i % 2](models[i], public)) for i in range(CLIENTS)) / CLIENTS
+            models = [jax.tree.map(lambda p, g: p - LR * g, models[i], fit[i % 2](models[i], mean)) for i in range(CLIENTS)]
+    found = ended("knfu", TWO, beta=0.0).clients["models"]
+    for i in range(CLIENTS):
+        for start, a, b in zip(*map(jax.tree.leaves, (jax.tree.map(lambda x, i=i: x[i], first[i % 2]), jax.tree.map(lambda x, i=i: x[i], found[i % 2]), models[i])),
+                               strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+            assert np.abs(a - start).max() > 1e-3
+        for start, a in zip(*map(jax.tree.leaves, (first[1 - i % 2], found[1 - i % 2])), strict=True):
+            np.testing.assert_array_equal(a[i], start[i])  # what is not in use stays
+
+
+def test_text_names_the_models_in_turn():
+    example = {"x": np.zeros((1, 64), np.float32), "y": np.zeros(1, np.int32)}
+    task = tasks.made("digits_mlp:widths=5+logreg+mlp:widths=3/2", example, 10, {})
+    shapes = jax.eval_shape(task.init, jax.random.key(0))["models"]
+    assert [sum(x.size for x in jax.tree.leaves(shape)) for shape in shapes] == [65 * 5 + 6 * 10, 65 * 10, 65 * 3 + 4 * 2 + 3 * 10]
+    assert task.own({"models": (), "which": None}, 5)["which"].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("digits_mlp+nosuch", "unknown model 'nosuch'"), ("digits_mlp+mlp:3", "'mlp:3' is not MODEL"), ("digits_mlp+mlp:width=3", "'mlp:width=3' has no option 'width'"),
+    ("digits_mlp+resnet8:norm=batch", "'resnet8:norm=batch' has normalization statistics")])
+def test_models_that_do_not_go_together_are_named(text, words):
+    example = {"x": np.zeros((1, 8, 8, 1), np.float32), "y": np.zeros(1, np.int32)}
+    with pytest.raises(ValueError, match=words):
+        tasks.made(text, example, 10, {})
+
+
+def test_what_needs_one_model_says_so():
+    with pytest.raises(ValueError, match="'fedavg' is for clients with one model, and task 'two' gives them several; choose one of .*fedmd, knfu, local"):
+        registry.make("fedavg", TWO)
+    with pytest.raises(ValueError, match="--init=public: task 'two' gives clients several models; leave it out"):
+        starts.started("public", TWO, PEOPLE)
