@@ -10,8 +10,9 @@ Lin, Kong, Stich, Jaggi, "Ensemble Distillation for Robust Model Fusion in Feder
 
 Keeps: teachers and student that agree do not move.
 Reduces to: FedAvg with server_steps = 0.
-Departs: all clients have one architecture, so there is one student. The teachers' logits are computed once a round, since the public
-examples are not augmented. Where nobody is heard the model stays.
+Departs: the teachers' logits are computed once a round, since the public examples are not augmented. Where nobody is heard the model stays.
+Where clients have different architectures (--task=digits_mlp+cnn) there is a student of each, (2) is over its own clients, (3) over all, and the
+first one's is the global model that is evaluated.
 """
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from fedjax_lab import tree
 from fedjax_lab.local import Work, batches
 from fedjax_lab.parts import examples, proxy
 from fedjax_lab.parts.aggregators.together import together
-from fedjax_lab.parts.clients import local_sgd
+from fedjax_lab.parts.clients import local_sgd, owned
+from fedjax_lab.parts.wires.plain import in_use
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, Positive, Range
 from fedjax_lab.types import Method, Task
@@ -35,6 +37,7 @@ CHECK = 20  # steps between two looks at the examples held out
 
 
 @method(family="distillation", paper="Ensemble Distillation for Robust Model Fusion in Federated Learning", year=2020,
+        several=True,
         refuses={"aggregator": ENSEMBLE, "server": ENSEMBLE})
 def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: Annotated[int, Range(0)] = 200, server_batch: Count = 128,
           patience: Count = 1000, held_out: Annotated[float, Range(0, 1, "high")] = 0.2, temperature: Positive = 1.0) -> Method:
@@ -49,12 +52,17 @@ def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: A
       temperature: of both softmaxes.
     """
 
+    train = local_sgd(task, work)
+
+    def local(key, message, client, data):
+        return train(key, {"model": owned(task, message["model"], data.id)}, client, data)  # (1)
+
     def serve(key, x, aggregate, cohort):
         stack = aggregate["model"]
         count = len(cohort.public["x"])
         kept = count - round(held_out * count)
         public, held = proxy.view(cohort.public, last=kept), proxy.view(cohort.public, first=kept).whole() if kept < count else None
-        teachers = jax.tree.map(lambda v, change: v + change, x, stack.uploads)
+        teachers = jax.vmap(lambda change, i: owned(task, tree.add(x, change), i))(stack.uploads, cohort.ids)
         heard = (stack.weights > 0).astype(jnp.float32)
         logits = jnp.tensordot(heard, jax.vmap(lambda y: task.apply(y, public.whole()))(teachers), 1) / jnp.maximum(jnp.sum(heard), 1)
         targets = jax.nn.softmax(logits / temperature)  # (3)
@@ -77,11 +85,19 @@ def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: A
             better = now > most
             return t + 1, s, state, tree.select(better, s, best), jnp.maximum(now, most), jnp.where(better, 0, waited)
 
-        student = tree.add(x, stack.mixed(stack.shares))  # (2)
-        if server_steps:
+        def distilled(student):
             start = (jnp.int32(0), student, adam.init(student), student, jnp.float32(-1) if held is None else score(student), jnp.int32(0))
-            student = jax.lax.while_loop(lambda carry: (carry[0] < server_steps) & (carry[-1] < patience), step, start)[3]  # (5)
-        return tree.select(stack.empty, x, student)
+            return jax.lax.while_loop(lambda carry: (carry[0] < server_steps) & (carry[-1] < patience), step, start)[3]  # (5)
+
+        finished = distilled if server_steps else lambda student: student
+        if task.own is None:
+            return tree.select(stack.empty, x, finished(tree.add(x, stack.mixed(stack.shares))))  # (2)
+        models = list(x["models"])
+        for kind in range(len(models)):
+            theirs = stack._replace(weights=stack.weights * teachers["which"][:, kind])
+            student = finished(task.own(tree.add(x, theirs.mixed(theirs.shares)), kind))
+            models[kind] = tree.select(stack.empty, models[kind], student["models"][kind])
+        return {**x, "models": tuple(models)}
 
     def init_server(key, params, census):
         proxy.demanded("feddf", census, 2)
@@ -89,4 +105,8 @@ def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: A
             raise ValueError(f"'feddf' needs a classification task; '{task.name}' has no classes")
         return params
 
-    return Method(local_sgd(task, work), init_server=init_server, serve=serve, aggregate={"model": together()}, steps=work.steps)  # (1)
+    base = Method(local, init_server=init_server, serve=serve, aggregate={"model": together()}, steps=work.steps)
+    if task.own is None:
+        return base
+    return base._replace(broadcast=lambda server, client, clock: {"model": task.own(server, client)}, up={"model": in_use()}, down={"model": in_use()},
+                         personal=lambda key, server, row, data: task.own(server, data.id))

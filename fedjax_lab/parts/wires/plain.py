@@ -68,6 +68,17 @@ def columns_unless_zero() -> Wire:
     return plain(bits)
 
 
+def in_use() -> Wire:
+    """Of a model of several architectures (models/several.py), or its change, those that are in use or have changed."""
+
+    def bits(code):
+        moved = [jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(model)]).any() for model in code["models"]]
+        used = jnp.where(jnp.any(code["which"] != 0), code["which"] > 0.5, jnp.stack(moved))
+        return sum(jnp.where(used[i], rules.value_bits(model), 0) for i, model in enumerate(code["models"]))
+
+    return plain(bits)
+
+
 def unless_zero() -> Wire:
     """One bit, and the whole field only where an entry is not zero: for fields that clients of one role have nothing to say in."""
 
