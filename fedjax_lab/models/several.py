@@ -13,8 +13,8 @@ def several(name: str, tasks: Sequence[Task]) -> Task:
     """The task whose clients have these models in turn, by their ids.
 
     Parameters are {"models": (params of each task, ..), "which": float32 [G], 1 for the one in use}; `init` draws all from the same key and uses
-    the first, `Task.own` says which is a client's. What is not in use has no gradient. Clients that train side by side compute all G models
-    and keep their own, so that a step costs their sum.
+    the first, `Task.own` says which is a client's. What is not in use has no gradient. With chunk=1, which is what a CPU takes, a client
+    computes its own model only; clients that are mapped side by side compute all G and keep their own.
 
     Args:
       name: for messages and records.
