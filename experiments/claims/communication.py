@@ -8,8 +8,8 @@ from experiments.claims.records import ACCURACY, Claim, Margin, Metric, Scenario
 SMALL = {"lr": (0.00316, 0.01, 0.0316, 0.1)}
 MIXED = p20(40, partition="dirichlet:0.5", lr=0.1)
 PLAIN = Side("fedavg", {}, {})
-GRADIENTS = p20(400, local_steps=1)
-GRADIENTS = GRADIENTS._replace(text=f"{GRADIENTS.text} of one step")
+GRADIENTS = p20(400, local_steps=1, batch_size=1)
+GRADIENTS = GRADIENTS._replace(text=f"{GRADIENTS.text} of one step on one example")
 
 
 def ranked() -> list[Claim]:
@@ -37,8 +37,8 @@ def scalars() -> list[Claim]:
 CLAIMS = (
     Claim("powersgd/p20", Side("powersgd", {"rank": 4}, {}), PLAIN, MIXED, ACCURACY, Margin("plus", -1)),
     Claim("fedzip/p20", Side("fedavg", {}, {}, {"wire_up": "fedzip:survivors=true"}), PLAIN, MIXED, ACCURACY, Margin("plus", -2)),
-    Claim("fetchsgd/p20", Side("fetchsgd", {"size": 0.1, "share": 0.002}, {"lr": (0.01, 0.0316, 0.1)}),
-          Side("fedavg", {}, {"lr": (0.01, 0.0316, 0.1)}, {"wire_up": "topk:0.07,memory=false"}), GRADIENTS, ACCURACY, Margin("plus", 0), tuning=(100,)),
+    Claim("fetchsgd/p20", Side("fetchsgd", {"size": 0.38, "share": 0.0077}, {"lr": (0.01, 0.0316, 0.1)}),
+          Side("fedavg", {}, {"lr": (0.01, 0.0316, 0.1)}, {"wire_up": "topk:0.266,memory=false"}), GRADIENTS, ACCURACY, Margin("plus", 0), tuning=(100,)),
     Claim("heterofl/smallest", Side("heterofl", {}, SMALL), Side("heterofl", {"widths": (0.0625,), "scaler": False}, SMALL),
           p20(40, cohort=10, partition="dirichlet:0.5"), ACCURACY, Margin("plus", 0)),
     *ranked(),

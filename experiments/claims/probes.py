@@ -1,12 +1,14 @@
 """What evaluations do not say of a run."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lab import run
 from fedjax_lab.engine import malice
 from fedjax_lab.parts.attacks import text
 from fedjax_lab.parts.oracles.pgd import perturbed
@@ -56,6 +58,37 @@ def excluded(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
         return {"excluded": float(hasattr(state.server, "inside") and not np.asarray(state.server.inside)[bad].any())}
 
     return find
+
+
+def standing(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
+    """{"honest_accuracy": the mean over the clients that do not attack of their models' accuracy on all test examples, "fairness": its correlation
+    with what each of them reaches alone, by the same options; 0 where all have one model}."""
+    bad = attackers(prepared).any(0) if prepared.config.attack else np.zeros(prepared.population.clients, bool)
+    config = dataclasses.replace(prepared.config, method="local", attack=None)
+    *_, last = run.rounds(alone := run.prepare(config, task=prepared.task, population=prepared.population))
+    reference, measured = _owned(alone)(last.state)[~bad], _owned(prepared)
+
+    def find(state: State, clock: int) -> dict[str, float]:
+        found = measured(state)[~bad]
+        return {"honest_accuracy": float(found.mean()), "fairness": float(np.corrcoef(found, reference)[0, 1]) if np.ptp(found) else 0.0}
+
+    return find
+
+
+def _owned(prepared: Prepared) -> Callable[[State], np.ndarray]:
+    """(state) -> the accuracy [N] of every client's model, or of the global one, on all test examples."""
+    people, method, task = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), prepared.method, prepared.task
+    batch = {**people.test.examples, "mask": jnp.ones(len(people.test.examples["y"]), bool)}
+    capacity, unlimited = [int(np.max(stream.size)) for stream in (people.train, people.test)], jnp.int32(np.iinfo(np.int32).max)
+
+    def accuracy(state, client, row):
+        train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
+        data = ClientData(client, jnp.int32(0), train, test, people.counts[client], unlimited)
+        model = method.deploy(state.server) if method.personal is None else method.personal(state.key, state.server, row, data)
+        return jnp.mean(task.metrics(task.apply(model, batch), batch)["accuracy"])
+
+    each = jax.jit(jax.vmap(accuracy, in_axes=(None, 0, 0)))
+    return lambda state: np.asarray(each(state, jnp.arange(people.clients), state.clients), np.float64)
 
 
 def confirmed(groups: tuple[int, ...]) -> Callable[[Prepared], Callable[[State, int], dict[str, float]]]:
