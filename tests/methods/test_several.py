@@ -54,7 +54,8 @@ def stepped(params, slope, rate=LR):
     return jax.tree.map(lambda p, g: p - rate * g, params, slope)
 
 
-@pytest.mark.parametrize("name", ["knfu", pytest.param("fedmd", marks=pytest.mark.full), pytest.param("local", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["knfu", "fedmd", "local"])
 def test_two_of_a_kind_are_one_also_side_by_side(name):
     plain, (first, second) = ended(name, TANH).clients, ended(name, several("twice", (TANH, TANH)), chunk=3).clients["models"]
     for client in range(CLIENTS):
@@ -82,6 +83,7 @@ def test_every_client_fuses_with_models_of_another_kind():
             np.testing.assert_array_equal(a[i], start[i])  # what is not in use stays
 
 
+@pytest.mark.full
 def test_a_server_has_a_student_of_each_kind_and_all_teach_it():
     """FedDF: the mean of its own kind's clients, then Adam with a cosine decay towards the mean of everybody's logits, by hand."""
     steps, rates = 3, [0.01 * 0.5 * (1 + np.cos(np.pi * t / 3)) for t in range(3)]

@@ -36,8 +36,7 @@ ENSEMBLE = "the server needs every client's model"
 CHECK = 20  # steps between two looks at the examples held out
 
 
-@method(family="distillation", paper="Ensemble Distillation for Robust Model Fusion in Federated Learning", year=2020,
-        several=True,
+@method(family="distillation", paper="Ensemble Distillation for Robust Model Fusion in Federated Learning", year=2020, several=True,
         refuses={"aggregator": ENSEMBLE, "server": ENSEMBLE})
 def feddf(task: Task, work: Work, *, server_lr: Positive = 1e-3, server_steps: Annotated[int, Range(0)] = 200, server_batch: Count = 128,
           patience: Count = 1000, held_out: Annotated[float, Range(0, 1, "high")] = 0.2, temperature: Positive = 1.0) -> Method:
