@@ -39,7 +39,7 @@ from fedjax_lab.parts.wires.half import half
 from fedjax_lab.parts.wires.plain import known, plain, rows_there
 from fedjax_lab.registry import method
 from fedjax_lab.spec import Count, NonNegative, Positive, Range
-from fedjax_lab.types import Method, Result, Stream, Task, Tree, View, Wire
+from fedjax_lab.types import Method, Result, Stream, Task, Tree, View
 
 PAPER = "Communication-Efficient Vertical Federated Learning with Limited Overlapping Samples"
 UNSURE, NOBODY = -1, -2
@@ -61,11 +61,6 @@ class Shots(NamedTuple):
     h: jax.Array
     names: jax.Array
     labels: jax.Array
-
-
-def told() -> Wire:
-    """A bit for each example that is there, and the labels of those that have one."""
-    return plain(lambda labels: jnp.sum(labels > NOBODY) + 32 * jnp.sum(labels > UNSURE))
 
 
 @method(family="modalities", paper=PAPER, year=2023, lr=0.01, epochs=200, batch_size=32, client_optimizer="momentum:0.9", schedule="vertical",
@@ -196,7 +191,8 @@ def oneshot_vfl(task: Task, work: Work, *, threshold: Positive = 0.95, weight: N
     first = base.phase(local=show, broadcast=party, serve=answer, aggregate={"cut": together()}, up=wires, down=held, **at_first)
     last = base.phase(local=begin, broadcast=party_and_gradients, serve=finish, aggregate={**both, **stacks}, up={**held, **wires, **names},
                       down={**held, **wires}, **at_first)
+    told = plain(lambda labels: jnp.sum(labels > NOBODY) + 32 * jnp.sum(labels > UNSURE))  # a bit for each example that is there
     third = base.phase(local=ask, broadcast=party, serve=label, aggregate={"own": together()}, up={"own": rows_there()}, down=held, **later)
     again = base.phase(local=resume, broadcast=party_and_labels, serve=finish, aggregate=both, up={**held, **wires},
-                       down={**held, **names, "labels": told()}, **later)
+                       down={**held, **names, "labels": told}, **later)
     return base._replace(phases=(first, last, third, again) if shots else (first, last))
