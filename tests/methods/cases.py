@@ -129,7 +129,7 @@ CASES = {
                ("classifier", {"order": "apart", "server_epochs": 16})],
     "feddf": [("classifier", {"server_steps": 50}), ("classifier", {"server_lr": 0.01, "held_out": 0.0, "temperature": 2.0, "server_steps": 30, "server_batch": 15}),
               ("classifier", {"server_lr": 0.02, "held_out": 0.6, "patience": 25})],
-    "fedmd": [("classifier", {"lr": 0.01, "client_optimizer": "adam", "sample": 15}),
+    "fedmd": [("classifier", {"lr": 0.01, "client_optimizer": "adam:eps=0.001", "sample": 15}),
               ("classifier", {"lr": 0.01, "client_optimizer": "adam", "digest_epochs": 3, "digest_lr": 0.005, "digest_batch": 15, "public_epochs": 0,
                               "public_batch": 15})],
     "knfu": [("classifier", {}), ("classifier", {"beta": 1.0, "temperature": 2.0, "dist": "variation", "nearest": 2, "tune_epochs": 3, "tune_batch": 15})],

@@ -9,8 +9,8 @@ from oracles._common import Adam
 from oracles._tanh import cross_entropy, logits, pulled
 
 
-def fitted(theta, rate, gradients):
-    adam = Adam(len(theta))
+def fitted(theta, rate, gradients, eps=1e-8):
+    adam = Adam(len(theta), eps=eps)
     for gradient in gradients:
         theta = theta - rate * adam.step(gradient(theta))
     return theta
@@ -19,7 +19,8 @@ def fitted(theta, rate, gradients):
 def run(problem, turns, *, lr=1e-3, sample=5000, digest_epochs=1, digest_batch=256, digest_lr=1e-3, public_epochs=5, public_batch=128,
         client_optimizer="adam", everyone=None, root=None, own=None):
     x, y = problem.public
-    assert client_optimizer == "adam" and len(y) <= min(sample, digest_batch, public_batch)  # all of them in every step
+    eps = float(client_optimizer.partition("eps=")[2] or 1e-8)
+    assert client_optimizer.startswith("adam") and len(y) <= min(sample, digest_batch, public_batch)  # all of them in every step
 
     def private(turn):
         return [lambda v, rows=rows: problem.gradient(v, rows) for rows in turn.batches]
@@ -28,9 +29,9 @@ def run(problem, turns, *, lr=1e-3, sample=5000, digest_epochs=1, digest_batch=2
         return cross_entropy(problem, v, x, y)
 
     theta, history = [problem.flat(plan.first_params(problem.task, root, ("rows", i))) for i in range(problem.clients)], []
-    theta = [fitted(v, lr, [shared] * public_epochs) for v in theta]
+    theta = [fitted(v, lr, [shared] * public_epochs, eps) for v in theta]
     for turn in everyone(0)[0]:
-        theta[turn.client] = fitted(theta[turn.client], lr, private(turn))
+        theta[turn.client] = fitted(theta[turn.client], lr, private(turn), eps)
     for cohort in turns:
         mean = np.mean([logits(problem, theta[turn.client], x) for turn in cohort], 0)
 
@@ -38,7 +39,7 @@ def run(problem, turns, *, lr=1e-3, sample=5000, digest_epochs=1, digest_batch=2
             return pulled(problem, v, x, np.sign(logits(problem, v, x) - mean) / mean.size)
 
         for turn in cohort:
-            theta[turn.client] = fitted(fitted(theta[turn.client], digest_lr, [towards] * digest_epochs), lr, private(turn))
+            theta[turn.client] = fitted(fitted(theta[turn.client], digest_lr, [towards] * digest_epochs), lr, private(turn), eps)
         own.append(np.array(theta))
         history.append(problem.start)
     return history
