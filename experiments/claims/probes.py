@@ -13,18 +13,16 @@ from fedjax_lab.engine import malice
 from fedjax_lab.parts.attacks import text
 from fedjax_lab.parts.oracles.pgd import perturbed
 from fedjax_lab.run import Prepared
-from fedjax_lab.types import ClientData, State, View
+from fedjax_lab.types import ClientData, Population, State, View
 
 
 def head_agreement(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
     """{"head_agreement": the mean cosine between the head's changes of any two clients, all of them trained from the present model}."""
-    people, phase = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), prepared.method.exchanges[-1]
-    unlimited = jnp.int32(np.iinfo(np.int32).max)
-    capacity = [int(np.max(stream.size)) for stream in (people.train, people.test)]
+    people, data_of = _seen(prepared)
+    phase = prepared.method.exchanges[-1]
 
     def change(people, state, clock, client, row):
-        train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
-        data = ClientData(client, clock, train, test, people.counts[client], unlimited)
+        data = data_of(people, client, clock)
         result = phase.local(jax.random.fold_in(state.key, client), phase.broadcast(state.server, client, clock), row, data)
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(result.upload["model"]["head"])])
 
@@ -77,18 +75,28 @@ def standing(prepared: Prepared) -> Callable[[State, int], dict[str, float]]:
 
 def _owned(prepared: Prepared) -> Callable[[State], np.ndarray]:
     """(state) -> the accuracy [N] of every client's model, or of the global one, on all test examples."""
-    people, method, task = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), prepared.method, prepared.task
-    batch = {**people.test.examples, "mask": jnp.ones(len(people.test.examples["y"]), bool)}
-    capacity, unlimited = [int(np.max(stream.size)) for stream in (people.train, people.test)], jnp.int32(np.iinfo(np.int32).max)
+    (people, data_of), method, task = _seen(prepared), prepared.method, prepared.task
 
-    def accuracy(state, client, row):
-        train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
-        data = ClientData(client, jnp.int32(0), train, test, people.counts[client], unlimited)
+    def accuracy(people, state, client, row):
+        batch = {**people.test.examples, "mask": jnp.ones(len(people.test.examples["y"]), bool)}
+        data = data_of(people, client, jnp.int32(0))
         model = method.deploy(state.server) if method.personal is None else method.personal(state.key, state.server, row, data)
         return jnp.mean(task.metrics(task.apply(model, batch), batch)["accuracy"])
 
-    each = jax.jit(jax.vmap(accuracy, in_axes=(None, 0, 0)))
-    return lambda state: np.asarray(each(state, jnp.arange(people.clients), state.clients), np.float64)
+    each = jax.jit(jax.vmap(accuracy, in_axes=(None, None, 0, 0)))
+    return lambda state: np.asarray(each(people, state, jnp.arange(people.clients), state.clients), np.float64)
+
+
+def _seen(prepared: Prepared) -> tuple[Population, Callable[[Population, jax.Array, jax.Array], ClientData]]:
+    """The population on the device, and (population, client, clock) -> what that client sees of it."""
+    people, unlimited = jax.tree.map(jnp.asarray, prepared.population._replace(manifest={})), jnp.int32(np.iinfo(np.int32).max)
+    capacity = [int(np.max(stream.size)) for stream in (people.train, people.test)]
+
+    def data_of(people, client, clock):
+        train, test = (View(stream, client, c) for stream, c in zip((people.train, people.test), capacity, strict=True))
+        return ClientData(client, clock, train, test, people.counts[client], unlimited)
+
+    return people, data_of
 
 
 def confirmed(groups: tuple[int, ...]) -> Callable[[Prepared], Callable[[State, int], dict[str, float]]]:
