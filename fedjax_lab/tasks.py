@@ -85,6 +85,10 @@ def build(text: str, model: str, example: Mapping[str, np.ndarray], classes: int
     from fedjax_lab import models
     from fedjax_lab.data import quadratic
 
+    wanted = "a" if model == "quadratic" else "x"
+    if wanted not in example:
+        raise ValueError(f"task '{text}': model '{model}' needs examples with '{wanted}', and these have {', '.join(sorted(example))}; "
+                         "model 'quadratic' goes with the source 'quadratic' alone, which goes with no other")
     if model == "quadratic":
         return spec.build("model", spelled(model, options), {"quadratic": quadratic.quadratic_task}, example["a"].shape[-1])
     known = _known(model, example, facts)

@@ -129,6 +129,14 @@ def test_models_that_do_not_go_together_are_named(text, words):
         tasks.made(text, example, 10, {})
 
 
+@pytest.mark.parametrize(("text", "field", "words"), [
+    ("quadratic_mlp", "a", "model 'mlp' needs examples with 'x', and these have a, o"), ("quadratic_quadratic+mlp", "a", "model 'mlp' needs examples with 'x'"),
+    ("digits_quadratic", "x", "model 'quadratic' needs examples with 'a', and these have o, x")])
+def test_a_model_for_other_examples_is_named(text, field, words):
+    with pytest.raises(ValueError, match=words):
+        tasks.made(text, {field: np.zeros((1, 3), np.float32), "o": np.zeros((1, 3), np.float32)}, 0, {})
+
+
 def test_what_needs_one_model_says_so():
     with pytest.raises(ValueError, match="'fedavg' is for clients with one model, and task 'two' gives them several; choose one of feddf, fedmd, knfu, local"):
         registry.make("fedavg", TWO)

@@ -64,7 +64,7 @@ class Shots(NamedTuple):
 
 
 @method(family="modalities", paper=PAPER, year=2023, lr=0.01, epochs=200, batch_size=32, client_optimizer="momentum:0.9", schedule="vertical",
-        everyone="there being but one", refuses=vertical.REFUSES)
+        everyone="since each has features that nobody else has", refuses=vertical.REFUSES)
 def oneshot_vfl(task: Task, work: Work, *, threshold: Positive = 0.95, weight: NonNegative = 1.0, ratio: Count = 1, weak: str = "", strong: str = "",
                 cluster_steps: Count = 50, top: tuple[Count, ...] | None = None, top_epochs: Count = 100,
                 precision: Literal["float32", "bfloat16", "float16"] = "float32", shots: Annotated[int, Range(0)] = 0) -> Method:
