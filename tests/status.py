@@ -13,7 +13,8 @@ CLAIMS = TESTS.parent / "experiments" / "CLAIMS.json"
 
 def table() -> str:
     """The whole file."""
-    measured = {row["method"] for row in json.loads(CLAIMS.read_text())} if CLAIMS.exists() else set()
+    rows = json.loads(CLAIMS.read_text()) if CLAIMS.exists() else []
+    measured = {name for row in rows for name in (row["method"], row["claim"].partition("/")[0])}  # a wire's or a rule's has a method beside it
     lines = [
         "# Systems", "",
         "Written by `python tests/status.py`. Oracle: an independent numpy implementation that the engine equals over several rounds;",
@@ -38,10 +39,11 @@ def _oracle(name: str) -> bool:
 def _tests(name: str) -> list[str]:
     module = registry.catalog()[name].__module__.rsplit(".", 1)[-1]
     found = {p.name for stem in (module, name.replace("-", "_")) for p in TESTS.glob(f"*/test_{stem}.py")}
-    if not found:
-        folders = ("engine", "methods") if registry.catalog()[name].info.kind == "method" else ("parts",)
-        files = (p for folder in folders for p in (TESTS / folder).glob("test_*.py") if p.stem != "test_oracles")
-        found = {p.name for p in files if re.search(rf"\b({name}|{name.replace('-', '_')})\b", p.read_text())}
+    ways = [("engine", "methods")] if registry.catalog()[name].info.kind == "method" else [("parts",), ("methods",)]
+    for folders in ways:
+        if not found:
+            files = (p for folder in folders for p in (TESTS / folder).glob("test_*.py") if p.stem != "test_oracles")
+            found = {p.name for p in files if re.search(rf"\b({name}|{name.replace('-', '_')})\b", p.read_text())}
     return sorted(found)
 
 
