@@ -6,6 +6,10 @@ import pathlib
 import jax
 import pytest
 
+# What is computed is tested, not the compiler: programs compile in a quarter of the time and run longer. XLA reads this once, before any
+# backend starts, and the last of two contradicting flags counts: XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
+# compiles as for users.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_num_cpu_devices", 4)  # before any backend starts: the mesh of the tests
 
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ahead import FOR_USERS, ahead
 from engine import tiny
 from engine.tiny import EMPTY, SLOTS, N, close, same
 from etils import epath
-from quick import quick
 
 from fedjax_lab import registry, spec
 from fedjax_lab.engine import checkpoint
@@ -62,7 +62,7 @@ def subject(request):
     task = tiny.linear_task() if request.param in OTHERS else tiny.task()
     method = registry.make(request.param, task, batch_size="full", epochs=3, **OTHERS.get(request.param, FEW.get(request.param, {})))
     built = tiny.build(method, the_task=task, devices=2, chunk=2, people=people_of(method))
-    return Subject(request.param, registry.catalog()[request.param], method, built, quick(built))
+    return Subject(request.param, registry.catalog()[request.param], method, built, ahead(built))
 
 
 def people_of(method):
@@ -113,8 +113,9 @@ def test_it_goes_on_from_a_checkpoint_exactly(subject, tmp_path):
 
 @pytest.mark.full
 def test_chunk_and_devices_change_nothing(subject):
-    other = tiny.build(subject.method, the_task=subject.task, people=people_of(subject.method))  # both as they are compiled for users
-    close(run(subject.built), run(other), rel=3e-6)  # steps of fixed length amplify rounding
+    other = tiny.build(subject.method, the_task=subject.task, people=people_of(subject.method))
+    one, two = (ahead(sim, options=FOR_USERS) for sim in (subject.built, other))
+    close(run(one), run(two), rel=3e-6)  # steps of fixed length amplify rounding
 
 
 def test_empty_slots_and_clients_without_data_change_nothing(subject):

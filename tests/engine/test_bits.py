@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ahead import FOR_USERS, ahead
 from engine import tiny
-from engine.tiny import EMPTY, FREE, SLOTS, N, base, close, run, same
+from engine.tiny import EMPTY, FREE, SLOTS, N, close, run, same
 
 from fedjax_lab import keys
 from fedjax_lab.engine import mesh, sync
@@ -17,21 +20,26 @@ IDS = np.stack([np.random.default_rng(t).permutation(N)[:SLOTS] for t in range(8
 IDS[0, 2] = EMPTY if EMPTY not in IDS[0] else IDS[0, 2]
 
 
+@functools.cache
+def base(devices=1, chunk=1, slots=SLOTS):
+    return ahead(tiny.base(devices, chunk, slots)[0], options=FOR_USERS)
+
+
 def script(ids=IDS, mask=True, allowance=FREE):
     return ids, mask, allowance
 
 
 def reference():
-    return run(base()[0], script=script())
+    return run(base(), script=script())
 
 
 @pytest.mark.parametrize("devices, chunk", [(2, 1), (4, 2), (1, 8), (1, 10)])
 def test_the_same_bits_on_any_devices_and_for_chunk_one_lanes_all(devices, chunk):
-    same(reference(), run(base(devices, chunk)[0], script=script()))
+    same(reference(), run(base(devices, chunk), script=script()))
 
 
 def test_any_other_chunk_to_a_millionth():
-    close(reference(), run(base(1, 7)[0], script=script()))
+    close(reference(), run(base(1, 7), script=script()))
 
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
@@ -41,19 +49,19 @@ def test_the_order_of_the_cohort_is_of_no_account(devices, chunk):
     other = np.where(order % 3 == 0, 2, FREE)
     assert (order != IDS).any()
     same(
-        *(run(base(devices, chunk)[0], script=script(i, allowance=a)) for i, a in ((IDS, allowance), (order, other))),
+        *(run(base(devices, chunk), script=script(i, allowance=a)) for i, a in ((IDS, allowance), (order, other))),
         but=("participation",),
     )
 
 
 def test_the_same_seed_twice_and_another_seed():
-    first, again, other = (run(base()[0], seed=seed) for seed in (0, 0, 1))
+    first, again, other = (run(base(), seed=seed) for seed in (0, 0, 1))
     same(first, again)
     assert not np.array_equal(first[0].server["head"]["kernel"], other[0].server["head"]["kernel"])
 
 
 def test_segments_may_be_cut_anywhere():
-    states = [run(base()[0], segments)[0] for segments in ((4,), (1, 3), (2, 0, 1, 1))]
+    states = [run(base(), segments)[0] for segments in ((4,), (1, 3), (2, 0, 1, 1))]
     same(states[0], states[1])
     same(states[0], states[2])
 
@@ -63,7 +71,7 @@ MASK = np.stack([np.random.default_rng(t).random(SLOTS) < 0.6 for t in range(8)]
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
 def test_what_stands_in_empty_slots_is_of_no_account(devices, chunk):
-    sim, _ = base(devices, chunk)
+    sim = base(devices, chunk)
     clean = run(sim, script=script(mask=MASK))
     strangers = np.where(MASK, IDS, N - 1 - IDS)
     world = sim.world
@@ -81,8 +89,8 @@ def test_an_empty_slot_is_as_good_as_none():
     few = np.zeros((8, SLOTS), bool)
     few[:, [1, 2, 5, 6, 8, 9]] = True
     (state, record), (small, small_record) = (
-        run(base(slots=SLOTS)[0], script=script(mask=few)),
-        run(base(slots=6)[0], script=script(IDS[few].reshape(8, 6))),
+        run(base(slots=SLOTS), script=script(mask=few)),
+        run(base(slots=6), script=script(IDS[few].reshape(8, 6))),
     )
     same(state._replace(participation=()), small._replace(participation=()))
     same(record.evaluation, small_record.evaluation)
@@ -92,7 +100,7 @@ def test_an_empty_slot_is_as_good_as_none():
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
 def test_a_round_without_anybody_leaves_the_server_alone(devices, chunk):
-    sim, _ = base(devices, chunk)
+    sim = base(devices, chunk)
     before = tiny.host(tiny.start(sim))
     after, record = run(sim, (2,), script=script(mask=False))
     same(before._replace(participation=()), after._replace(participation=()))
@@ -101,7 +109,7 @@ def test_a_round_without_anybody_leaves_the_server_alone(devices, chunk):
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
 def test_rows_of_nobody_are_of_no_account(devices, chunk):
-    sim, _ = base(devices, chunk)
+    sim = base(devices, chunk)
     x, y = (np.array(sim.world.population.train.examples[k]) for k in "xy")
     x[-4:], y[-4:] = np.nan, 99
     same(run(sim), run(sim, world=tiny.with_train(sim.world, x=x, y=y)))
@@ -109,7 +117,7 @@ def test_rows_of_nobody_are_of_no_account(devices, chunk):
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (4, 2)])
 def test_a_client_with_nan_is_named(devices, chunk):
-    sim, _ = base(devices, chunk)
+    sim = base(devices, chunk)
     x = np.array(sim.world.population.train.examples["x"])
     bad = IDS[0, 4]
     x[tiny.rows_of(bad)][0] = np.nan
@@ -130,12 +138,12 @@ def test_duplicates_of_the_capacity_change_nothing():
         )
     )
     ids = np.stack([np.random.default_rng(t).permutation(N - 1)[:SLOTS] for t in range(8)])
-    same(run(base()[0], script=script(ids)), run(tiny.build(people=wide), script=script(ids)))
+    same(run(base(), script=script(ids)), run(ahead(tiny.build(people=wide), options=FOR_USERS), script=script(ids)))
 
 
 def test_slots_are_canonical_and_randomness_belongs_to_the_client():
     """Longest first, then by id; a client's result does not depend on who else is there."""
-    sim, _ = base()
+    sim = base()
     allowance = np.where(IDS == IDS[0, 0], 1, FREE)
     state, record = run(sim, (1,), script=script(allowance=allowance))
     size, ids = np.asarray(tiny.population().train.size), record.rounds["ids"][0]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from engine import tiny
 from etils import epath
-from quick import QUICK
 
 from fedjax_lab.engine import checkpoint, mesh, sync
 from fedjax_lab.parts.cohorts.markov import markov
@@ -58,7 +57,7 @@ def test_what_evolves_goes_on_on_another_mesh(tmp_path):
     one, four = (sync.build(tiny.task(), method, tiny.population(), sampler, mesh=m, length=4, eval_batch=50) for m in meshes)
     likes = [sim.init.eval_shape(sim.world, jax.random.key(0)) for sim in (one, four)]
     programs = [sim.segment.lower(sim.world, like, jnp.int32(0), jnp.int32(0)) for sim, like in zip((one, four), likes, strict=True)]
-    start, on = (program.compile(compiler_options=QUICK) for program in programs)
+    start, on = (program.compile() for program in programs)
     state, _ = start(one.world, tiny.start(one), jnp.int32(0), jnp.int32(2))
     write(epath.Path(tmp_path), 2, state=state)
     through, whole = tiny.host(start(one.world, state, jnp.int32(2), jnp.int32(2)))

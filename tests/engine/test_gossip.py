@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from engine import tiny
 from engine.tiny import EMPTY, N
-from quick import QUICK
 
 from fedjax_lab import rules, tree
 from fedjax_lab.engine import evaluate, gossip, mesh, sync
@@ -75,7 +74,7 @@ def run(sim, rounds=(3,), change=lambda state: state, world=None):
     """(State, last Record) on the host, after segments of so many rounds."""
     world = world or sim.world
     state, clock = change(sim.init(sim.world, jax.random.key(1))), 0
-    segment = sim.segment.lower(world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
+    segment = sim.segment.lower(world, state, jnp.int32(0), jnp.int32(1)).compile()
     for count in rounds:
         state, record = segment(world, state, jnp.int32(clock), jnp.int32(count))
         clock += count
@@ -94,7 +93,7 @@ def program(graph="ring", weight=1.0, active=None, **mixing):
     """(simulation, compiled segment) of FedAvg."""
     sim = build(fedavg(weight=weight), graph, active, **mixing)
     state = sim.init(sim.world, jax.random.key(1))
-    return sim, sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
+    return sim, sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile()
 
 
 def ran(*args, rounds=3, **more):

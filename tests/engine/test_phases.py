@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ahead import FOR_USERS, ahead
 from engine import tiny
 from engine.test_exchange import FREE, IDS, MASK, MEAN, SIZE, deployed, halving, mean_of
 from engine.tiny import DIM, SLOTS, N
-from quick import quick
 
 from fedjax_lab import rules
 from fedjax_lab.engine import mesh, sync
@@ -113,7 +113,7 @@ def numpy_loop(coins):
 
 @functools.cache
 def program(devices, chunk):
-    return tiny.build(five_phases(), devices=devices, chunk=chunk, length=ROUNDS, eval_clients=1)  # as it is compiled for users
+    return ahead(tiny.build(five_phases(), devices=devices, chunk=chunk, length=ROUNDS, eval_clients=1), options=FOR_USERS)
 
 
 @functools.cache
@@ -190,7 +190,7 @@ def taught(*phases) -> Method:
 @pytest.mark.parametrize("everyone", [True, False])
 def test_a_phase_that_does_not_take_place_changes_no_bit(everyone):
     double = {"serve": lambda key, x, aggregate, cohort: 2 * x, "everyone": everyone, "when": lambda key, clock: clock == 2}
-    with_it, without = (quick(tiny.build(taught(*phases), length=4, eval_clients=1)) for phases in (({}, double), ({},)))
+    with_it, without = (ahead(tiny.build(taught(*phases), length=4, eval_clients=1)) for phases in (({}, double), ({},)))
     for rounds in (2, 3):
         (plain, _), (state, record) = tiny.run(without, (rounds,)), tiny.run(with_it, (rounds,))
         np.testing.assert_array_equal(state.server, plain.server * (2 if rounds == 3 else 1))
@@ -203,7 +203,7 @@ def test_a_phase_that_does_not_take_place_changes_no_bit(everyone):
 def test_who_is_lost_on_the_way_is_not_present():
     there = {"everyone": True, "local": lambda key, message, row, data: Result({"model": message["model"]}, 1.0, row + data.present)}
     participation = dropout(tiny.scripted(), rate=(1.0, 0.0))  # clients of even number are lost
-    sim = quick(sync.build(tiny.task(), taught(there), tiny.population(), participation, mesh=mesh.make(1), length=4, eval_clients=1))
+    sim = ahead(sync.build(tiny.task(), taught(there), tiny.population(), participation, mesh=mesh.make(1), length=4, eval_clients=1))
     state, _ = tiny.run(sim, (4,), script=(IDS, MASK, FREE))
     drawn = sum(np.isin(np.arange(N), IDS[t][MASK[t]]).astype(int) for t in range(4))
     assert drawn[::2].any()

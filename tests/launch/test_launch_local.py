@@ -20,6 +20,7 @@ def together(environment, monkeypatch, capfd):
     """Runs commands by launch.local inside this process; (status, lines per process, errors)."""
 
     def call(lines: list[list[str]], devices: int = 1) -> tuple[int, list[list[str]], str]:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)  # as compiled for users, like `environment`
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         status = local.run(lines, {"JAX_NUM_CPU_DEVICES": str(devices)})

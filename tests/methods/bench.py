@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quick import QUICK
 
 from fedjax_lab import registry
 from fedjax_lab.data.quadratic import quadratic_task
@@ -91,8 +90,8 @@ def run(method: Method, people: Population | None = None, *, rounds: int = 4, co
     people = population() if people is None else people
     participation = rota(people.clients, cohort) if isinstance(cohort, int) else cohort
     sim = sync.build(task, method, people, participation, mesh=mesh.make(1), chunk=chunk, length=rounds, eval_clients=eval_clients)
-    state = _quick(sim.init, sim.world, jax.random.key(seed))
-    return _quick(sim.segment, sim.world, state, jnp.int32(0), jnp.int32(rounds))
+    state = sim.init(sim.world, jax.random.key(seed))
+    return sim.segment(sim.world, state, jnp.int32(0), jnp.int32(rounds))
 
 
 def history(method: Method, people: Population | None = None, *, segments: tuple[int, ...] = (1, 1, 1), cohort: int | Participation = 3, task=TASK,
@@ -101,8 +100,8 @@ def history(method: Method, people: Population | None = None, *, segments: tuple
     people = population() if people is None else people
     participation = rota(people.clients, cohort) if isinstance(cohort, int) else cohort
     sim = sync.build(task, method, people, participation, mesh=mesh.make(1), length=max(segments))
-    state, clock, seen = _quick(sim.init, sim.world, jax.random.key(seed)), 0, []
-    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=QUICK)
+    state, clock, seen = sim.init(sim.world, jax.random.key(seed)), 0, []
+    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile()
     for rounds in segments:
         state, record = segment(sim.world, state, jnp.int32(clock), jnp.int32(rounds))
         clock += rounds
@@ -114,11 +113,7 @@ def start(method: Method, people: Population | None = None, task=TASK):
     """The State before the first round."""
     people = population() if people is None else people
     sim = sync.build(task, method, people, rota(people.clients, 1), mesh=mesh.make(1), chunk=1)
-    return _quick(sim.init, sim.world, jax.random.key(0))
-
-
-def _quick(function, *args):
-    return function.lower(*args).compile(compiler_options=QUICK)(*args)
+    return sim.init(sim.world, jax.random.key(0))
 
 
 RUN = ("rounds", "cohort", "chunk", "task", "seed")

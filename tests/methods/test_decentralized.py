@@ -26,7 +26,7 @@ def path(name, graph="ring", rounds=4, steps=1, order="after", **options):
     sim = sync.build(bench.TASK, method, PEOPLE, gossip.seating(uniform(N, N), N), mesh=mesh.make(1), chunk=3, length=1,
                      schedule=gossip.schedule(getattr(graphs, graph)(N, 0), steps=steps, order=order))
     state = sim.init(sim.world, jax.random.key(0))
-    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile(compiler_options=bench.QUICK)
+    segment = sim.segment.lower(sim.world, state, jnp.int32(0), jnp.int32(1)).compile()
     seen = [np.array(state.server.server["x"], np.float64)]
     for clock in range(rounds):
         state, _ = segment(sim.world, state, jnp.int32(clock), jnp.int32(1))

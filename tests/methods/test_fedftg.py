@@ -80,7 +80,7 @@ def served(uploads, heard=(True,) * 3, **options):
     cohort = Cohort(ids, jnp.array(heard), 1 + ids, 1 + ids, 3, jnp.int32(0), COUNTS * weight[:, None])
     stack = jax.tree.map(lambda *x: jnp.stack(x), *uploads)
     both = Both(rules.stacked(rules.mean()).combine(stack, weight, cohort), together().combine(stack, weight, cohort))
-    serve = jax.jit(lambda server: method.serve(jax.random.key(2), server, {"model": both}, cohort), compiler_options=bench.QUICK)
+    serve = jax.jit(lambda server: method.serve(jax.random.key(2), server, {"model": both}, cohort))
     return server, serve(server)
 
 

@@ -1,8 +1,6 @@
 """FedIT and FFA-LoRA, and the adapters they share."""
 from __future__ import annotations
 
-import functools
-
 import bench
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ from fedjax_lab.parts.transforms import lowrank
 from fedjax_lab.parts.transforms.base import beside
 
 PROBLEM = classifier()
-jit = functools.partial(jax.jit, compiler_options=bench.QUICK)
 TEXT = {"x": jnp.arange(12).reshape(2, 6) % 7, "y": jnp.ones((2, 6), jnp.int32), "mask": jnp.ones(2, bool)}
 READER = models.build("transformer", TEXT, 7, width=8, depth=1, heads=2)
 NORMED = models.build("resnet8", {"x": jnp.zeros((2, 4, 4, 3)), "y": jnp.zeros(2, jnp.int32), "mask": jnp.ones(2, bool)}, 3, norm="batch", blocks=(1,),
@@ -32,7 +29,7 @@ def make(name="fedit", **options):
 def uploads(method, server, *clients):
     """What these clients send from this server."""
     data = [bench.client(PROBLEM.population, i) for i in clients]
-    return [jit(lambda key, d=d, i=i: method.local(key, method.broadcast(server, i, 0), (), d).upload["model"])(jax.random.key(i))
+    return [jax.jit(lambda key, d=d, i=i: method.local(key, method.broadcast(server, i, 0), (), d).upload["model"])(jax.random.key(i))
             for i, d in zip(clients, data, strict=True)]
 
 
@@ -43,7 +40,7 @@ def moved(method, start, change):
 def started(name="fedit", seed=1, **options):
     """A method and a server whose B is not zero."""
     method = make(name, **options)
-    server = jit(method.task.init)(jax.random.key(seed))
+    server = jax.jit(method.task.init)(jax.random.key(seed))
     b = {path: jax.random.normal(jax.random.key(3), x.shape) for path, x in server["params"]["b"].items()}
     return method, {**server, "params": {**server["params"], "b": b}}
 
@@ -51,7 +48,7 @@ def started(name="fedit", seed=1, **options):
 def test_nothing_changes_before_training():
     for name in ("fedit", "ffalora"):
         method = make(name)
-        params = jit(method.task.init)(jax.random.key(0))
+        params = jax.jit(method.task.init)(jax.random.key(0))
         batch = {"x": jnp.asarray(PROBLEM.population.train.examples["x"])}
         np.testing.assert_array_equal(method.task.apply(params, batch), PROBLEM.task.apply(params["frozen"]["base"], batch))
 
@@ -63,25 +60,25 @@ def test_products_equal_the_sum(task, batch, where, monkeypatch):
     at, copied, merge = lowrank.sites(task, where, ()), [], lowrank.merged
     monkeypatch.setattr(lowrank, "merged", lambda base, a, b, scale: copied.extend(a) or merge(base, a, b, scale))
     tuned = lowrank.adapted(task, at, rank=2, scale=3.0, start="kaiming")
-    params = jit(tuned.init)(jax.random.key(0))
+    params = jax.jit(tuned.init)(jax.random.key(0))
     a, b = params["params"]["a"], {k: jax.random.normal(jax.random.key(1), x.shape) for k, x in params["params"]["b"].items()}
     params = {**params, "params": {**params["params"], "b": b}}
-    out = jit(tuned.apply)(params, batch)
+    out = jax.jit(tuned.apply)(params, batch)
     assert not copied and at.matrices
-    np.testing.assert_allclose(out, jit(task.apply)(merge(params["frozen"]["base"], a, b, 3.0), batch), rtol=1e-4, atol=1e-5)
-    assert np.abs(out - jit(task.apply)(params["frozen"]["base"], batch)).max() > 0.01
-    np.testing.assert_allclose(jit(tuned.head)(params, jit(tuned.features)(params, batch)), out, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, jax.jit(task.apply)(merge(params["frozen"]["base"], a, b, 3.0), batch), rtol=1e-4, atol=1e-5)
+    assert np.abs(out - jax.jit(task.apply)(params["frozen"]["base"], batch)).max() > 0.01
+    np.testing.assert_allclose(jax.jit(tuned.head)(params, jax.jit(tuned.features)(params, batch)), out, rtol=1e-5, atol=1e-6)
 
 
 def test_tables_are_not_adapted_unless_asked_for():
     assert not [path for path in lowrank.sites(READER, (), ()).matrices if "embed" in path or "positions" in path]
     at = lowrank.sites(READER, ("embed",), ())
     tuned = lowrank.adapted(READER, at, rank=2, scale=1.0, start="kaiming")
-    params = jit(tuned.init)(jax.random.key(0))
+    params = jax.jit(tuned.init)(jax.random.key(0))
     params["params"]["b"] = jax.tree.map(jnp.ones_like, params["params"]["b"])
     table = params["frozen"]["base"]["embed"]["embedding"]
     base = {**params["frozen"]["base"], "embed": {"embedding": table + (jnp.ones((8, 2)) @ params["params"]["a"]["embed/embedding"]).T}}
-    np.testing.assert_allclose(jit(tuned.apply)(params, TEXT), jit(READER.apply)(base, TEXT), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(tuned.apply)(params, TEXT), jax.jit(READER.apply)(base, TEXT), rtol=1e-5, atol=1e-6)
 
 
 def test_one_client_is_local_lora():
@@ -94,7 +91,7 @@ def test_one_client_is_local_lora():
     data = bench.client(PROBLEM.population, 3)
     task = beside(method.task, {"base": first})
     for _ in range(2):  # full batches: their order does not matter
-        adapters = jit(lambda y: descend(batches(jax.random.key(0), data, work), y, gradient(task), work.optimizer).params)(adapters)
+        adapters = jax.jit(lambda y: descend(batches(jax.random.key(0), data, work), y, gradient(task), work.optimizer).params)(adapters)
     for kind in ("a", "b"):
         for path, x in adapters[kind].items():
             np.testing.assert_allclose(server["params"][kind][path], x, rtol=1e-4, atol=1e-6)
@@ -135,7 +132,7 @@ def test_a_message_has_the_adapters_alone():
 def test_what_a_client_lacks_is_neither_sent_nor_trained():
     """Clients have the first rows of A and columns of B; the server's mean counts zeros for the others."""
     method, server = started(ranks=(3, 1, 2))
-    received = jit(method.broadcast)(server, 4, 0)["model"]
+    received = jax.jit(method.broadcast)(server, 4, 0)["model"]
     change, = uploads(method, server, 4)
     for path, (m, n) in MATRICES.items():
         for parts in (received, change):

@@ -1,8 +1,6 @@
 """FLoRA: stacks add up products exactly, whatever the ranks."""
 from __future__ import annotations
 
-import functools
-
 import bench
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from fedjax_lab.parts.transforms.base import beside
 from fedjax_lab.types import Cohort
 
 PROBLEM = classifier()
-jit = functools.partial(jax.jit, compiler_options=bench.QUICK)
 SIDES = 5 + 4 + 4 + 3
 
 
@@ -65,7 +62,7 @@ def test_one_client_is_lora_merged_after_every_round():
         a, b = lowrank.fresh(keys.purpose(keys.purpose(key, "local"), "fresh"), at, 2, "kaiming")
         task = beside(lowrank.over(PROBLEM.task, 2.0), {"base": base})
         first = {"a": a, "b": b, "whole": {}}
-        y = jit(lambda key, y, task=task: descend(batches(key, data, work), y, gradient(task), work.optimizer).params)(key, first)
+        y = jax.jit(lambda key, y, task=task: descend(batches(key, data, work), y, gradient(task), work.optimizer).params)(key, first)
         base = lowrank.merged(base, y["a"], y["b"], 2.0)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), state.server.params, base)
 
@@ -76,7 +73,7 @@ def test_a_smaller_rank_stays_one():
     server = bench.start(method, PROBLEM.population, PROBLEM.task).server
     for client, rank in ((0, 3), (4, 1)):
         data = bench.client(PROBLEM.population, client)
-        y = jit(lambda key, i=client, data=data: method.local(key, method.broadcast(server, i, 0), (), data).upload["model"])(jax.random.key(5))
+        y = jax.jit(lambda key, i=client, data=data: method.local(key, method.broadcast(server, i, 0), (), data).upload["model"])(jax.random.key(5))
         for k in ("w1", "w2"):
             assert not y["a"][k][rank:].any() and not y["b"][k][:, rank:].any() and y["b"][k][:, :rank].any(0).all()
 

@@ -92,7 +92,7 @@ def client(name, i, people=PEOPLE, **options):
         result = make(name, **options).local(key, {"model": TASK.init(jax.random.key(0))}, (), bench.client(people, i))
         return result.upload["model"], result.metrics
 
-    return jax.tree.map(np.asarray, jax.jit(work, compiler_options=bench.QUICK)(jax.random.key(1)))
+    return jax.tree.map(np.asarray, jax.jit(work)(jax.random.key(1)))
 
 
 def test_fedlabels_consistency_has_no_slope_where_both_models_are_one():

@@ -16,9 +16,9 @@ import numpy as np
 import plan
 import problem as problems
 import pytest
+from ahead import ahead
 from cases import CASES, LOOP, OWN, REDUCTIONS, ROUNDS
 from jax.flatten_util import ravel_pytree
-from quick import QUICK, quick
 
 from fedjax_lab import keys, registry, schedules, spec
 from fedjax_lab.engine import gossip, mesh, sync
@@ -136,9 +136,9 @@ def engine(slug: str, name: str, options: dict, cohort: int = problems.COHORT, r
         _, positional, values = spec.parse(METHODS[slug].info.schedule)
         rounds_of = gossip.schedule(graph(name), **spec.bind(schedules.mixing, positional, values))
         seats = gossip.seating(seats, problem.clients)
-    sim = quick(sync.build(problem.task, method, problem.population, seats, mesh=mesh.make(1), chunk=2, length=1, schedule=rounds_of), init=False)
+    sim = ahead(sync.build(problem.task, method, problem.population, seats, mesh=mesh.make(1), chunk=2, length=1, schedule=rounds_of), init=False)
     state, history = sim.init(sim.world, jax.random.key(problems.ROOT)), []
-    personal = jax.jit(functools.partial(owned, method), compiler_options=QUICK)
+    personal = jax.jit(functools.partial(owned, method))
     for clock in range(rounds):
         state, _ = sim.segment(sim.world, state, jnp.int32(clock), jnp.int32(1))
         several = state.server.server if slug in GOSSIPED else state.server if slug in SEVERAL else None

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quick import QUICK
 from scipy import ndimage, stats
 
 import fedjax_lab
@@ -18,7 +17,6 @@ from fedjax_lab.parts.transforms.augment import AUGMENTATIONS, augmentation, aug
 
 CHAINS = ["crop:3+flip", "rotate:40,mode=edge+cutout:4", "crop:2,mode=reflect+brightness:0.8+contrast:0.8+noise:0.2"]  # every change once
 KEY = jax.random.key(3)
-jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def images(count=6, height=9, width=7, channels=3, seed=0, dtype=np.float32):
@@ -37,7 +35,7 @@ def changed(text, x, key=KEY):
 
 @functools.cache
 def compiled(text):
-    return jit(lambda key, x: augmentation(text)(key, {"x": x})["x"])
+    return jax.jit(lambda key, x: augmentation(text)(key, {"x": x})["x"])
 
 
 def copies(count, image):
@@ -86,9 +84,9 @@ def test_clients_side_by_side_are_clients_alone_also_in_a_loop():
     augment, x = augmentation(text), jnp.stack([images(seed=s) for s in range(3)])
     several = jax.random.split(KEY, 3)
     one = np.stack([changed(text, x[i], several[i]) for i in range(3)])
-    together = jit(jax.vmap(lambda key, x: augment(key, {"x": x})["x"]))(several, x)
+    together = jax.jit(jax.vmap(lambda key, x: augment(key, {"x": x})["x"]))(several, x)
     np.testing.assert_allclose(together, one, rtol=1e-5, atol=1e-6)
-    looped = jit(lambda: jax.lax.fori_loop(0, 3, lambda t, out: out.at[t].set(augment(several[t], {"x": x[t]})["x"]), jnp.zeros_like(x)))()
+    looped = jax.jit(lambda: jax.lax.fori_loop(0, 3, lambda t, out: out.at[t].set(augment(several[t], {"x": x[t]})["x"]), jnp.zeros_like(x)))()
     np.testing.assert_allclose(looped, one, rtol=1e-5, atol=1e-6)
 
 
@@ -112,7 +110,7 @@ def test_a_crop_is_a_window_of_the_padded_image_and_all_windows_are_alike(mode, 
     assert (same.sum(1) == 1).all() and stats.chisquare(same.sum(0)).pvalue > 1e-4
 
 
-turn = jit(turned, static_argnums=2)
+turn = jax.jit(turned, static_argnums=2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -180,21 +178,21 @@ def test_changes_of_any_numbers():
     hidden = changed("hide:0.25", x)
     assert stats.binomtest(int((hidden == 0).sum()), x.size, 0.25).pvalue > 1e-4
     np.testing.assert_array_equal(hidden[hidden != 0], x[hidden != 0])
-    for version in jit(weak_strong)(KEY, {"x": x}):
+    for version in jax.jit(weak_strong)(KEY, {"x": x}):
         assert (version["x"] != x).any(1).mean() > 0.9 and np.corrcoef(version["x"][:, 0], x[:, 0])[0, 1] > 0.5
 
 
 def test_weak_and_strong_versions_and_two_views():
     batch = batch_of(images(4, 16, 16))
-    weak, strong = jit(weak_strong)(KEY, batch)
+    weak, strong = jax.jit(weak_strong)(KEY, batch)
     np.testing.assert_array_equal(weak["x"], changed("crop:2,mode=reflect+flip", batch["x"], keys.purpose(KEY, "weak")))
     gray = (np.asarray(strong["x"]) == 0.5).all(3).sum((1, 2))
     assert (gray >= 16).all() and (gray <= 64).all() and (strong["y"] == batch["y"]).all()
-    plain, mirrored = jit(lambda key, batch: weak_strong(key, batch, "flip:0", "flip:1"))(KEY, batch)
+    plain, mirrored = jax.jit(lambda key, batch: weak_strong(key, batch, "flip:0", "flip:1"))(KEY, batch)
     np.testing.assert_array_equal(plain["x"], mirrored["x"][:, :, ::-1])
-    one, two = (np.asarray(view["x"]) for view in jit(two_views)(KEY, batch))
+    one, two = (np.asarray(view["x"]) for view in jax.jit(two_views)(KEY, batch))
     assert all((one[i] != two[i]).any() for i in range(4))
-    one, two = (np.ravel(view["x"] - batch["x"]) for view in jit(lambda key, batch: two_views(key, batch, "noise:0.1"))(KEY, batch))
+    one, two = (np.ravel(view["x"] - batch["x"]) for view in jax.jit(lambda key, batch: two_views(key, batch, "noise:0.1"))(KEY, batch))
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.1
 
 
@@ -202,7 +200,7 @@ def test_weak_and_strong_versions_and_two_views():
 def tasks(text):
     batch = batch_of(images(6, 6, 6, 1))
     plain = models.build("mlp", batch, 3, widths=(5,))
-    return plain, augmented(plain, text), jit(plain.init)(jax.random.key(0)), batch
+    return plain, augmented(plain, text), jax.jit(plain.init)(jax.random.key(0)), batch
 
 
 def test_training_sees_changed_images_and_evaluation_does_not():
@@ -210,7 +208,7 @@ def test_training_sees_changed_images_and_evaluation_does_not():
     seen = {**batch, "x": changed("crop:1+flip", batch["x"], keys.purpose(KEY, "augment"))}
 
     def outputs(task, batch, key):
-        return jit(lambda batch, key: [f(params, batch, key) for f in (task.loss, task.apply, task.features)])(batch, key)
+        return jax.jit(lambda batch, key: [f(params, batch, key) for f in (task.loss, task.apply, task.features)])(batch, key)
 
     for new, old in zip(outputs(task, batch, KEY), outputs(plain, seen, KEY)):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), new, old)
@@ -225,7 +223,7 @@ def test_padding_is_never_seen():
     mask = jnp.array([True, True, False, True, False, False])
     clean = {**batch, "mask": mask}
     poisoned = {**clean, "x": jnp.where(mask[:, None, None, None], batch["x"], jnp.nan)}
-    train = jit(jax.value_and_grad(lambda p, b: task.loss(p, b, KEY)[0]))
+    train = jax.jit(jax.value_and_grad(lambda p, b: task.loss(p, b, KEY)[0]))
     jax.tree.map(np.testing.assert_array_equal, train(params, poisoned), train(params, clean))
     short = {k: v[:4] for k, v in clean.items()}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), train(params, short), train(params, clean))

@@ -18,7 +18,6 @@ from fedjax_lab import config, models, registry, run
 from fedjax_lab.parts.transforms import statistics
 from fedjax_lab.types import Task
 
-jit = functools.partial(jax.jit, compiler_options=bench.QUICK)
 LR, STEPS, ROUNDS = 0.1, 3, 3
 IDS = np.stack([np.random.default_rng(t).permutation(N)[:SLOTS] for t in range(8)])
 MASK = np.stack([np.random.default_rng(t).random(SLOTS) < 0.7 for t in range(8)])
@@ -102,10 +101,10 @@ def ran(rule: str, chunk=1):
     """(method, first state, last state, last record) of ROUNDS rounds with the scripted cohorts."""
     its_task, method = made(rule)
     sim = tiny.build(method, the_task=its_task, chunk=chunk)
-    first = bench._quick(sim.init, sim.world, jax.random.key(0))
+    first = sim.init(sim.world, jax.random.key(0))
     first = first._replace(participation=(jnp.asarray(IDS, jnp.int32), jnp.asarray(MASK), jnp.full(IDS.shape, tiny.FREE, jnp.int32)))
     before = tiny.host(first)
-    return method, before, *map(tiny.host, bench._quick(sim.segment, sim.world, first, jnp.int32(0), jnp.int32(ROUNDS)))
+    return method, before, *map(tiny.host, sim.segment(sim.world, first, jnp.int32(0), jnp.int32(ROUNDS)))
 
 
 def close(found: Model, want: Model):
@@ -157,7 +156,7 @@ def test_frozen_statistics_keep_their_bits_even_under_weight_decay():
     jax.tree.map(np.testing.assert_array_equal, last.server["stats"], first.server["stats"])
     frozen, params = statistics.frozen(task()), task().init(jax.random.key(0))
     local = made("frozen", client_optimizer="sgd:weight_decay=0.1")[1].local
-    result = jit(lambda: local(jax.random.key(0), {"model": params}, (), bench.client(tiny.population(), 0)))()
+    result = jax.jit(lambda: local(jax.random.key(0), {"model": params}, (), bench.client(tiny.population(), 0)))()
     assert not any(x.any() for x in jax.tree.leaves(result.upload["model"]["stats"]))
     batch = {k: jnp.asarray(v[:5]) for k, v in tiny.population().train.examples.items()} | {"mask": jnp.ones(5, bool)}
     for name in ("loss", "apply"):
@@ -171,7 +170,7 @@ def test_a_method_that_tunes_personal_models_starts_from_the_clients_own_statist
     row = method.init_client(None, params, None)
     row = row._replace(stats=jax.tree.map(lambda x: x + 2, row.stats))
     server = method.init_server(None, params, None)
-    tuned = jit(lambda: method.personal(jax.random.key(0), server, row, bench.client(tiny.population(), 0)))()
+    tuned = jax.jit(lambda: method.personal(jax.random.key(0), server, row, bench.client(tiny.population(), 0)))()
     train, rows = tiny.population().train, tiny.rows_of(0)
     close(of(tuned), trained(of(params)._replace(mean=np.full(12, 2.0), var=np.full(12, 3.0)), train.examples["x"][rows], train.examples["y"][rows]))
 
