@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.claims.records import ACCURACY, Claim, Margin, Metric, Row, Scenario, Side
 from experiments.claims.scenarios import Clients, digits
-from fedjax_lab import spec, tasks
+from fedjax_lab import tasks
 from fedjax_lab.data import population, scenario, source, sources
 
 RATES = {"lr": (0.0316, 0.1, 0.316)}
@@ -33,9 +33,8 @@ def pooled(partition: str, train: int, test: int, clients: int = 20, *, by: int 
 
     Args:
       by: pixels of a side that become one; 1 leaves the images as they are.
-      model: with its options.
+      model: with its options; further ones after a '+', which clients have in turn.
     """
-    name, _, widths = spec.parse(model)
     side, title = 28 // by, f"mnist {28 // by}x{28 // by}"
 
     def make():
@@ -48,7 +47,7 @@ def pooled(partition: str, train: int, test: int, clients: int = 20, *, by: int 
         small = source.make(title, *sides, origin.classes)
         people = scenario.build(partition, small, key=jax.random.key(0), clients=clients)
         example = {k: v[:1] for k, v in small.train.items()}
-        return tasks.build(title, name, example, small.classes, widths, small.manifest), people
+        return tasks.made(f"mnist_{model}", example, small.classes, small.manifest), people
 
     return make
 
