@@ -161,7 +161,7 @@ def parties() -> Problem:
 
 
 def _labeled(task: Task, key: jax.Array | None = None, sizes: np.ndarray = SIZES) -> Problem:
-    """Gradients by jax.grad of the task's loss, one client's batch at a time, in float32."""
+    """Gradients by jax.grad of the task's loss, one client's batch at a time, in the precision of its parameters."""
     rng = np.random.default_rng(3)
     m, n = int(sizes.sum()), len(sizes)
     owner = np.repeat(np.arange(n), sizes)
@@ -189,24 +189,24 @@ def _labeled(task: Task, key: jax.Array | None = None, sizes: np.ndarray = SIZES
     pull = jax.jit(lambda v, b, c: jax.vjp(lambda u: feature(u, b), v)[1](c)[0])
     hvp = jax.jit(lambda v, b, t: jax.jvp(lambda u: jax.grad(scalar)(u, b), (v,), (t,))[1])
 
-    def single(a):
-        return np.asarray(a, np.float32)
+    def as_drawn(a):
+        return np.asarray(a, flat.dtype)
 
     def double(a):
         return np.asarray(a, np.float64)
 
     def pullback(v, rows, cotangent):
-        padded = np.zeros((width, HIDDEN), np.float32)
+        padded = np.zeros((width, HIDDEN), flat.dtype)
         padded[: len(rows)] = cotangent
-        return double(pull(single(v), batch(rows), padded))
+        return double(pull(as_drawn(v), batch(rows), padded))
 
     return Problem(
         task, _population({"x": x, "y": y}, counts, public, sizes), double(flat), sizes,
-        gradient=lambda v, rows: double(grad(single(v), batch(rows))),
-        loss=lambda v, rows: float(loss(single(v), batch(rows))),
-        features=lambda v, rows: double(z(single(v), batch(rows)))[: len(rows)],
+        gradient=lambda v, rows: double(grad(as_drawn(v), batch(rows))),
+        loss=lambda v, rows: float(loss(as_drawn(v), batch(rows))),
+        features=lambda v, rows: double(z(as_drawn(v), batch(rows)))[: len(rows)],
         pullback=pullback,
-        curvature=lambda v, rows, t: double(hvp(single(v), batch(rows), single(t))),
+        curvature=lambda v, rows, t: double(hvp(as_drawn(v), batch(rows), as_drawn(t))),
     )
 
 

@@ -4,11 +4,13 @@ The oracles know nothing of the package: they see who takes part in which round,
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import itertools
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import plan
 import problem as problems
 import pytest
 from ahead import ahead
-from cases import CASES, LOOP, OWN, REDUCTIONS, ROUNDS
+from cases import CASES, DOUBLE, LOOP, OWN, REDUCTIONS, ROUNDS
 from jax.flatten_util import ravel_pytree
 
 from fedjax_lab import keys, registry, schedules, spec
@@ -166,6 +168,23 @@ def owned(method, population, server, rows) -> jax.Array:
     return jax.vmap(one)(ids, rows)
 
 
+@contextlib.contextmanager
+def precision(double: bool):
+    """What is computed inside is double, if so asked; problems and plans that are kept have one type only."""
+    if not double:
+        yield
+        return
+    kept = [f for module in (problems, sys.modules[__name__]) for f in vars(module).values() if hasattr(f, "cache_clear")]
+    for f in kept:
+        f.cache_clear()
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        for f in kept:
+            f.cache_clear()
+
+
 def close(actual, expected, **tolerance):
     for t, (a, b) in enumerate(zip(actual, expected, strict=True)):
         np.testing.assert_allclose(a, b, err_msg=f"after round {t + 1}", **tolerance)
@@ -176,8 +195,9 @@ def test_the_engine_equals_the_oracle(slug, name, options):
     cohort = len(problems.SIZES) if slug in EVERYBODY else problems.COHORT
     mine, theirs = [], []
     personal = "own" in inspect.signature(ORACLES[slug].run).parameters
-    actual = engine(slug, name, options, cohort, own=mine if personal else None)
-    expected = oracle(slug, name, options, cohort, actual, theirs)
+    with precision(slug in DOUBLE):
+        actual = engine(slug, name, options, cohort, own=mine if personal else None)
+        expected = oracle(slug, name, options, cohort, actual, theirs)
     assert len(mine) == len(theirs) == ROUNDS * personal
     actual, expected = ([np.concatenate([x, *models]) for x, models in itertools.zip_longest(*found, fillvalue=())]
                         for found in ((actual, mine), (expected, theirs)))
