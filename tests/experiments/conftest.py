@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import interruption
@@ -12,6 +15,7 @@ from experiments import screen, series, train
 from fedjax_lab import config as configs
 from fedjax_lab import run, workdir
 
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=1")
 
 
@@ -109,3 +113,17 @@ def job(monkeypatch, capsys, tmp_path, programs):
     yield call
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def process(tmp_path, programs):
+    """Calls experiments.train in a process of its own, which compiles as for users: different programs then agree to the bit."""
+    env = {k: v for k, v in os.environ.items() if k not in ("FEDJAX_LAB_DATA", "XLA_FLAGS")} | {"XDG_CACHE_HOME": str(programs)}
+
+    def call(*argv: str) -> Done:
+        path = tmp_path / f"process{len(list(tmp_path.glob('process*')))}"
+        command = (sys.executable, "-m", "experiments.train", f"--workdir={path}", *SMALL, *argv)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+        return Done(done.returncode, done.stdout, done.stderr, path)
+
+    return call

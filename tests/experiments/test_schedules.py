@@ -35,12 +35,12 @@ def test_rows_know_the_virtual_time_and_the_uploads(job):
     assert not {"train_time", "train_uploads"} & set(done.rows[-1])
 
 
-def test_allow_untested_runs_another_schedule_and_the_schedule_says_when(job, plain):
+def test_allow_untested_runs_another_schedule_and_the_schedule_says_when(job, process):
     schedule, allowed = SYNC
     refused = job(schedule)
     assert refused.status == 2 and refused.err == (
         "error: --schedule=buffered:3,law=fixed:0.5: 'fedavg' was published for --schedule=sync; --allow_untested runs it all the same\n")
-    done = job(schedule, allowed)
+    done, plain = process(schedule, allowed), process()
     assert "untested: --schedule=buffered:3,law=fixed:0.5: 'fedavg' was published for --schedule=sync\n" in done.out and "untested:" not in plain.out
     assert without_clock(done.rows) == plain.rows  # equal delays, and a buffer like the cohort
     assert column(done, "time") == [0, 1, 2]
@@ -62,9 +62,10 @@ def test_a_stateful_method_of_one_exchange_runs(job):
 
 
 @pytest.mark.full
-def test_clients_off_the_device_change_nothing(job):
+def test_clients_off_the_device_change_nothing(process):
     base = ("--method=scaffold", "--schedule=buffered:2,law=lognormal", "--allow_untested")
-    assert job(*base).rows == job(*base, "--population=host", "--client_state=host").rows
+    done = process(*base)
+    assert done.status == 0 and done.rows == process(*base, "--population=host", "--client_state=host").rows
 
 
 @pytest.mark.parametrize("flags, words", [
