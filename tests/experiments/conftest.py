@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import interruption
 import jax
 import pytest
 from absl import flags
+from ahead import environment_of_users
 
 from experiments import screen, series, train
 from fedjax_lab import config as configs
@@ -118,7 +118,7 @@ def job(monkeypatch, capsys, tmp_path, programs):
 @pytest.fixture
 def process(tmp_path, programs):
     """Calls experiments.train in a process of its own, which compiles as for users: different programs then agree to the bit."""
-    env = {k: v for k, v in os.environ.items() if k not in ("FEDJAX_LAB_DATA", "XLA_FLAGS")} | {"XDG_CACHE_HOME": str(programs)}
+    env = {**environment_of_users(), "XDG_CACHE_HOME": str(programs)}
 
     def call(*argv: str) -> Done:
         path = tmp_path / f"process{len(list(tmp_path.glob('process*')))}"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from ahead import FOR_USERS
+from ahead import FOR_USERS, environment_of_users
 
 from experiments.bench import __main__ as bench
 from experiments.bench import arrivals, floor, measure, reference, report, scale, trace, workloads
@@ -308,7 +307,7 @@ def test_profile_and_floor_of_a_workload(tmp_path):
     """As compiled for users: without fusions other operations are the expensive ones."""
     command = ("--workload=digits", "--rounds=1", "--eval_every=1", "--warmup=0", "--devices=1", f"--profile={tmp_path}", "--floor", f"--cache_dir={tmp_path}")
     done = subprocess.run([sys.executable, "-m", "experiments.bench", *command], check=True, capture_output=True, text=True,
-                          env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
+                          env=environment_of_users())
     row = json.loads(done.stdout)
     assert len(row["operations"]) == trace.TOP and all(r["name"] in done.stderr for r in row["operations"])
     assert any("body_0" in r["source"] for r in row["operations"]) and 0 < row["floor"]["fraction"]

@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from ahead import environment_of_users
 from outcome import ROOT, RUN, Result, result
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
     """Of the processes that tests start: this checkout, CPU devices, one cache of programs for all, compiled as for users."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("FEDJAX_LAB_DATA", "XLA_FLAGS")}
-    return {**inherited, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    return {**environment_of_users(), "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")
