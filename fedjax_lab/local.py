@@ -64,6 +64,11 @@ class Work(NamedTuple):
     named: str = "sgd"  # the optimizer as it was asked for, for messages
     lr_decay: float = 1.0
 
+    @property
+    def decays(self) -> bool:
+        """Whether lr may differ between rounds, as it may where its decay is traced."""
+        return isinstance(self.lr_decay, jax.Array) or self.lr_decay != 1
+
     def at(self, clock: jax.Array) -> Work:
         """The work of round `clock`: its lr is lr lr_decay^clock, and what the optimizer adds is as much smaller."""
         factor = self.lr_decay**clock

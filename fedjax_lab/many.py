@@ -124,11 +124,13 @@ def groups(cells: Sequence[Config], static: Sequence[str] = (), blended: bool = 
     """Places of the cells that can share a program: those that differ in the seed and in floats of the method only, but for `static` ones;
     blended, in attack and aggregator too.
 
-    A schedule on the virtual clock is rolled out for a seed, so seeds do not share one there.
+    A schedule on the virtual clock is rolled out for a seed, so seeds do not share one there; and a rate that does not decay is not
+    multiplied by anything.
     """
     found: dict[str, list[int]] = {}
     for at, cell in enumerate(cells):
-        kinds = {k: "float" if isinstance(v, float) and k not in static else repr(v) for k, v in sorted(cell.options.items())}
+        known = {*static, *(["lr_decay"] if cell.options.get("lr_decay") == 1 else [])}
+        kinds = {k: "float" if isinstance(v, float) and k not in known else repr(v) for k, v in sorted(cell.options.items())}
         seed = cell.seed if schedules.rolled_out(cell) else 0
         like = blend.plain(cell) if blended else cell
         found.setdefault(repr(dataclasses.replace(like, seed=seed, options=kinds)), []).append(at)

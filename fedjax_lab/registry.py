@@ -161,7 +161,7 @@ def method(*, family: str, paper: str, year: int, stateful: bool = False, plain_
 def _decayed(make: Callable[[Work], Method], work: Work) -> Method:
     """make(work), its phases made anew in every round for that round's lr where it decays: what divides by lr divides by the right one."""
     method = make(work)
-    if work.lr_decay == 1:
+    if not work.decays:
         return method
 
     def renewed(number, phase):

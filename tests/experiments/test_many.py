@@ -14,12 +14,14 @@ from fedjax_lab.types import Method, Record, Result
 
 FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
-METHODS = [m for m in registry.catalog("method") if m not in ("rerce-fed", "rerce-fed-clu")]  # those need a quadratic loss; no named task has one
+METHODS = registry.catalog("method")
 HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot", "fedpara", "pfedpara", "heterofl")}  # what needs a hidden layer
 HIDDEN |= {name: {"task": "digits_mlp:widths=6", "partition": "subset:60+vertical:6,overlap=0.5", "clients": None} for name in ("splitnn", "oneshot-vfl")}
 CLOCKED = {"fedbuff": {"schedule": "buffered:2"}, "fedcompass": {"cohort": 6}, "fedfix": {"cohort": 6}}  # what six clients allow
 LABELED = {name: {"partition": "public:60+dirichlet:0.3+semi:0.2"} for name in ("fedlabel", "fedsem", "fixmatch-fl")}  # some examples have no label
-GIVEN = HIDDEN | CLOCKED | LABELED
+QUADRATIC = {name: {"task": "regression_linreg:dim=3,size=10", "partition": "natural", "clients": None} for name in ("rerce-fed", "rerce-fed-clu", "netlasso")}
+QUADRATIC["netlasso"]["cohort"] = 20  # all nodes
+GIVEN = HIDDEN | CLOCKED | LABELED | QUADRATIC
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +53,10 @@ def close(one, two, rel):
         assert a == pytest.approx(b, rel=rel, abs=rel)
 
 
-def floats(name):
-    """The method's options that are floats, a little off their defaults and still in range."""
+def floats(name, factor):
+    """The method's options that are floats, off their defaults by a factor at which they are in range, and no other."""
     factory = registry.catalog("method")[name]
-    off = {o.name: 0.9 * o.default for o in spec.options(factory) if isinstance(o.default, float) and o.default}
+    off = {o.name: factor * o.default for o in spec.options(factory) if isinstance(o.default, float) and o.default}
     return many.typed(name, FULL | off)
 
 
@@ -65,11 +67,10 @@ def factory_of(name):
 @pytest.mark.full
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_among_many_is_the_run_alone(name):
-    off, said = floats(name), []
-    default = {k: v / 0.9 if isinstance(v, float) else v for k, v in off.items()}
+    near, off, said = floats(name, 0.95), floats(name, 0.9), []
     info = factory_of(name).info
     whole = {"cohort": SMALL["clients"]} if "participation" in info.refuses or info.schedule.startswith("gossip") else {}
-    cells = [configs.make({**SMALL, **whole, **GIVEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, default), (3, off), (5, off))]
+    cells = [configs.make({**SMALL, **whole, **GIVEN.get(name, {}), "method": name, "options": options, "seed": seed}) for seed, options in ((0, near), (3, off), (5, off))]
     results = {at: trained for at, _, trained in many.each(cells, report=said.append)}
     assert any("side by side" in line for line in said)
     assert [results[at].config for at in range(3)] == cells and not any(results[at].broken for at in range(3))
@@ -180,3 +181,9 @@ def test_groups_differ_in_what_is_static():
              dataclasses.replace(base, options={"lr": 0.1, "epochs": 2}), dataclasses.replace(base, method="fedprox")]
     assert many.groups(cells) == [[0, 1, 2], [3], [4]]
     assert many.groups(cells, ["lr"]) == [[0, 1], [2], [3], [4]]
+
+
+def test_rates_that_decay_share_a_program_and_one_that_does_not_has_its_own():
+    cells = many.grid(configs.make(SMALL), (0,), {"lr_decay": (0.9, 1.0, 0.8)})
+    assert many.groups(cells) == [[0, 2], [1]]
+    assert many.untraceable(many._prepare([cells[0], cells[2]], None, None, None)) == []

@@ -81,7 +81,7 @@ def fedpub(task: Task, work: Work, *, sharpness: NonNegative = 3.0, l1: NonNegat
       legacy: no slope of the two regularizers.
     """
     split.demand("fedpub", task)
-    first_work = work if work.lr_decay == 1 else work.at(0)  # whose memory has the structure that it has in later rounds
+    first_work = work.at(0) if work.decays else work  # whose memory has the structure that it has in later rounds
 
     def under(y, masks):
         leaves = [x * masks.get(path, 1) for path, x in paths(y).items()]

@@ -59,7 +59,7 @@ def splitnn(task: Task, work: Work, *, top: tuple[Count, ...] | None = (128,)) -
       top: widths of the server's hidden layers, none for a linear one.
     """
     vertical.demand("splitnn", task)
-    first = (work if work.lr_decay == 1 else work.at(0)).optimizer  # whose memory has the structure that it has in later rounds
+    first = (work.at(0) if work.decays else work).optimizer  # whose memory has the structure that it has in later rounds
 
     def mine(message, data):
         """The party's steps with one batch, and its activations there as a function of its parameters."""
