@@ -117,13 +117,13 @@ def job(monkeypatch, capsys, tmp_path, programs):
 
 @pytest.fixture
 def process(tmp_path, programs):
-    """Calls experiments.train in a process of its own, which compiles as for users: different programs then agree to the bit."""
+    """Calls experiments.train in a process of its own, which compiles as for users: different programs agree to the bit, convolutions are fast."""
     env = {**environment_of_users(), "XDG_CACHE_HOME": str(programs)}
 
-    def call(*argv: str) -> Done:
+    def call(*argv: str, base: tuple[str, ...] = SMALL) -> Done:
         path = tmp_path / f"process{len(list(tmp_path.glob('process*')))}"
-        command = (sys.executable, "-m", "experiments.train", f"--workdir={path}", *SMALL, *argv)
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+        command = (sys.executable, "-m", "experiments.train", f"--workdir={path}", *base, *argv)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
         return Done(done.returncode, done.stdout, done.stderr, path)
 
     return call

@@ -130,8 +130,8 @@ if REAL:
         return tmp_path_factory.mktemp("sets")
 
     @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in SLOW)])
-    def test_a_round_of_a_real_scenario(name, job, cache):
-        done = job(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
+    def test_a_round_of_a_real_scenario(name, process, cache):
+        done = process(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
                    "--eval_clients=4", base=())
         assert done.status == 0, done.err
         assert [row["round"] for row in done.rows] == [0, 2]

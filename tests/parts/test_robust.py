@@ -19,9 +19,9 @@ def pairwise(g):
     return np.array([[((a - b) ** 2).sum() for b in g] for a in g])
 
 
-def krum_order(g, f):
+def krum_order(g, f, d=None):
     """Best first; of two that are each other's only neighbor, the one that is nearer to all."""
-    d, n = pairwise(g), len(g)
+    d, n = pairwise(g) if d is None else d, len(g)
     near = [np.sort(np.delete(d[i], i))[: max(n - f - 2, 1)].sum() for i in range(n)]
     return np.lexsort((d.sum(1), near))
 
@@ -36,9 +36,9 @@ def multi_krum(g, w, f):
 
 
 def bulyan(g, w, f):
-    left, chosen = list(range(len(g))), []
+    d, left, chosen = pairwise(g), list(range(len(g))), []
     for _ in range(len(g) - 2 * f):
-        best = left[krum_order(g[left], f)[0]] if len(left) > 1 else left[0]
+        best = left[krum_order(g[left], f, d[np.ix_(left, left)])[0]] if len(left) > 1 else left[0]
         chosen.append(best)
         left.remove(best)
     out = np.empty(g.shape[1])
