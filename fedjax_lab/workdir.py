@@ -134,18 +134,20 @@ class WorkDir:
         return clock % rounds == 0 or time.monotonic() - self._last >= seconds
 
     def _save(self, now: Progress, trees: Mapping[str, Any], over: bool) -> None:
-        from fedjax_lab.metrics import curves
-
-        config = self._prepared.config
         try:
             if over:
-                curves.draw({config.method: now.history}, self.path / "curves.png")
-                picture.plot(self._prepared.population, self.path / "partition.png")
+                self._draw(now)
         finally:
-            self._checkpoints = self._checkpoints or checkpoint.manager(self.path / "checkpoint", config.keep)
+            self._checkpoints = self._checkpoints or checkpoint.manager(self.path / "checkpoint", self._prepared.config.keep)
             notes = now._replace(state=None)._asdict()
             checkpoint.save(self._checkpoints, now.clock, notes, **trees)
         self._last = time.monotonic()
+
+    def _draw(self, now: Progress) -> None:
+        from fedjax_lab.metrics import curves
+
+        curves.draw({self._prepared.config.method: now.history}, self.path / "curves.png")
+        picture.plot(self._prepared.population, self.path / "partition.png")
 
     def __exit__(self, kind, *_) -> None:
         with self._stack, self._writing() if kind is None else contextlib.suppress(Exception):

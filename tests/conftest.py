@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 
@@ -11,6 +12,7 @@ import pytest
 # compiles as for users.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_num_cpu_devices", 4)  # before any backend starts: the mesh of the tests
+gc.set_threshold(2000, 10, 100)  # traces are many objects that live long
 
 
 def pytest_addoption(parser):

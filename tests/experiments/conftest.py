@@ -54,7 +54,19 @@ def kept():
 
 
 @pytest.fixture
-def plain(job, kept) -> Done:
+def pictures():
+    """For the tests that look at a run's pictures."""
+
+
+@pytest.fixture(autouse=True)
+def drafts(request, monkeypatch):
+    """Elsewhere a run's pictures are left blank: they take as long as a small run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(workdir.WorkDir, "_draw", lambda self, now: [(self.path / f"{name}.png").write_bytes(b"") for name in ("curves", "partition")])
+
+
+@pytest.fixture
+def plain(job, kept, pictures) -> Done:
     """The small run without further flags, made once."""
     if "plain" not in kept:
         kept["plain"] = job()

@@ -7,8 +7,6 @@ from interruption import ONE_BY_ONE, go, outcome, stopped
 
 from fedjax_lab import config as configs
 from fedjax_lab import registry, resume, run
-from fedjax_lab.data import picture
-from fedjax_lab.metrics import curves
 
 BASE = {"task": "digits_logreg", "clients": 8, "cohort": 3, "rounds": 5, "eval_every": 2, "devices": 1, "options": {"batch_size": "full"}}
 GOSSIP = {"method": "dpsgd", "cohort": 8}
@@ -25,13 +23,6 @@ SCENES = (  # tried in this order, until the method fits
     {}, {"cohort": 8}, {"schedule": "buffered:2"}, {"partition": "public:200+dirichlet:1"}, {"partition": "dirichlet:1+semi:0.3"},
     {"task": "regression_linreg:dim=3,size=10", "clients": None, "cohort": 4}, {"partition": "subset:100+vertical:3,overlap=0.3", "clients": None},
 )
-
-
-@pytest.fixture(autouse=True)
-def unseen(monkeypatch):
-    """Pictures, which take as long as the run, are not drawn."""
-    monkeypatch.setattr(curves, "draw", lambda *_: None)
-    monkeypatch.setattr(picture, "plot", lambda *_: None)
 
 
 def named(name):
