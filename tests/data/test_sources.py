@@ -175,7 +175,7 @@ def test_synthetic_alpha_and_beta_spread_models_and_features():
 
 
 if REAL:
-    @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name == "cifar10" else ()) for name in known.FACTS])
+    @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name in ("cifar10", "mnist") else ()) for name in known.FACTS])
     def test_known_sets_are_what_they_say(name):
         facts, loaded = known.FACTS[name], sources.load(name)
         assert loaded.train["x"].shape == (facts.train, *facts.shape) and loaded.test["x"].shape == (facts.test, *facts.shape)

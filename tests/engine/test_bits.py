@@ -33,11 +33,12 @@ def reference():
     return run(base(), script=script())
 
 
-@pytest.mark.parametrize("devices, chunk", [(2, 1), (4, 2), (1, 8), (1, 10)])
+@pytest.mark.parametrize("devices, chunk", [pytest.param(2, 1, marks=pytest.mark.full), (4, 2), (1, 8), pytest.param(1, 10, marks=pytest.mark.full)])
 def test_the_same_bits_on_any_devices_and_for_chunk_one_lanes_all(devices, chunk):
     same(reference(), run(base(devices, chunk), script=script()))
 
 
+@pytest.mark.full
 def test_any_other_chunk_to_a_millionth():
     close(reference(), run(base(1, 7), script=script()))
 
@@ -85,6 +86,7 @@ def test_what_stands_in_empty_slots_is_of_no_account(devices, chunk):
     np.testing.assert_array_equal(clean[1].rounds["mask"][0], heard)  # empty slots come last
 
 
+@pytest.mark.full
 def test_an_empty_slot_is_as_good_as_none():
     few = np.zeros((8, SLOTS), bool)
     few[:, [1, 2, 5, 6, 8, 9]] = True
@@ -125,6 +127,7 @@ def test_a_client_with_nan_is_named(devices, chunk):
     assert record.rounds["ids"][0][~record.rounds["finite"][0]].tolist() == [bad]
 
 
+@pytest.mark.full
 def test_duplicates_of_the_capacity_change_nothing():
     """The same clients beside one with ten times their examples, who never takes part."""
     people = tiny.population()

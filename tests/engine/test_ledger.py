@@ -96,6 +96,7 @@ def test_a_batch_that_is_short_counts_as_what_it_is():
     assert [c.width for c in found[:2]] == [1, 10] and found[2].width > 200
 
 
+@pytest.mark.full
 def test_the_method_says_how_many_gradients_there_are():
     (plain,), (sam,), (all_, cohort) = costs(), costs(method="fedsam"), costs(method="mime")
     assert 2 * plain.seen == sam.seen == cohort.seen and all_.seen == plain.seen

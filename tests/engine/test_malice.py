@@ -159,6 +159,7 @@ def test_what_padding_holds_does_not_reach_the_poisoned():
     assert same(trained(sim)[0], trained(sim._replace(world=sim.world._replace(population=population)))[0])
 
 
+@pytest.mark.full
 def test_two_devices_give_the_bits_of_one():
     assert same(trained(simulation(*MIX, devices=2))[0], trained(simulation(*MIX))[0])
 

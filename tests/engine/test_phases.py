@@ -126,7 +126,7 @@ def coins(record):
     return record.rounds["who"] == 2
 
 
-@pytest.mark.parametrize("devices, chunk", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("devices, chunk", [pytest.param(1, 1, marks=pytest.mark.full), (2, 3)])
 def test_five_phases_equal_numpy(devices, chunk):
     state, record = run(devices, chunk)
     seen = coins(record)

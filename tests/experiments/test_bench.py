@@ -303,6 +303,7 @@ def test_profile_finds_the_expensive_operation(tmp_path):
         trace.operations(tmp_path / "empty")
 
 
+@pytest.mark.full
 def test_profile_and_floor_of_a_workload(tmp_path):
     """As compiled for users: without fusions other operations are the expensive ones."""
     command = ("--workload=digits", "--rounds=1", "--eval_every=1", "--warmup=0", "--devices=1", f"--profile={tmp_path}", "--floor", f"--cache_dir={tmp_path}")

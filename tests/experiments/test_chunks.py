@@ -100,7 +100,7 @@ def short(prepared, most):
     return prepared._replace(simulation=build(prepared.simulation.plan["chunk"]), build=build)
 
 
-@pytest.mark.parametrize("chunk", ["auto", 6])
+@pytest.mark.parametrize("chunk", ["auto", pytest.param(6, marks=pytest.mark.full)])
 def test_memory_that_does_not_suffice_halves_the_chunk(tmp_path, lines, chunk):
     prepared = chunks.fitted(short(run.prepare(settings(tmp_path, chunk=chunk)), most=2), lines.append)
     assert lines == ["out of memory with chunk 6; goes on with 3", "out of memory with chunk 3; goes on with 1"]

@@ -85,6 +85,7 @@ def test_tuning_takes_other_seeds_and_the_same_budget(program, imagined, tmp_pat
     assert [c.method for c in imagined[asked:] if c.seed >= 10**6] == ["fedavg"] * 2 + ["fedprox"] * 2
 
 
+@pytest.mark.full
 def test_flags_of_a_comparison(program, imagined, tmp_path):
     def call(*more):
         assert program(compare, *BASE, "--methods=fedavg,scaffold", f"--workdir={tmp_path / 'W'}", *more)[:3:2] == (0, "")

@@ -143,6 +143,7 @@ def test_a_run_ends_where_its_target_is_reached():
         assert history[-1]["flops"] == 3 * ends
 
 
+@pytest.mark.full
 def test_out_of_memory_halves_what_runs_at_once(monkeypatch):
     real, tried, said = many._compile, [], []
 

@@ -63,6 +63,7 @@ def test_a_run_stores_the_same_manifest_and_picture(show, job):
         assert (shown.path / name).read_bytes() == (run.path / name).read_bytes()
 
 
+@pytest.mark.full
 def test_the_task_names_the_source_too(show):
     assert facts(show(base=("--task=digits_mlp:widths=4",))) == facts(show(base=("--source=digits",))) == facts(show(base=()))
     assert facts(show(base=("--source=synthetic:2,beta=0,clients=5",)))["clients"] == 5
@@ -138,6 +139,7 @@ def test_refused_workdir(show):
     refused(again, f"--workdir={done.path}", "partition.json", "new folder")
 
 
+@pytest.mark.full
 def test_from_the_shell(tmp_path):
     command = [sys.executable, "-m", "experiments.partition", "--partition=shards:1", f"--workdir={tmp_path / 'shown'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)

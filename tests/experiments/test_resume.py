@@ -41,6 +41,7 @@ def test_it_goes_on_as_often_as_one_likes(prepared, whole, tmp_path):
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.full
 def test_on_other_devices(prepared, whole, tmp_path):
     stopped(tmp_path, prepared, 4, **ONE_BY_ONE)
     go(tmp_path, run.prepare(dataclasses.replace(prepared.config, devices=2, chunk=2, population="host")))

@@ -57,7 +57,7 @@ def predicts(done):
     return len(outputs) == 2 and np.isfinite(outputs).all()
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", ["digits_mlp", pytest.param("synthetic_logreg", marks=pytest.mark.full)])
 def test_an_embedded_scenario_reaches_its_number(name, job):
     done, found = job(f"--flagfile={scenarios.FOLDER / name}.flags", base=()), measured(name)
     assert done.status == 0, done.err
@@ -130,8 +130,9 @@ if REAL:
         return tmp_path_factory.mktemp("sets")
 
     @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in SLOW)])
-    def test_a_round_of_a_real_scenario(name, process, cache):
-        done = process(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
+    def test_a_round_of_a_real_scenario(name, request, cache):
+        call = request.getfixturevalue("job" if name in QUICK else "process")
+        done = call(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
                    "--eval_clients=4", base=())
         assert done.status == 0, done.err
         assert [row["round"] for row in done.rows] == [0, 2]

@@ -96,12 +96,14 @@ EFFECTS = {
 }
 APART = {"schedule", "graph", "allow_untested", "partition_file", "precision", "data_dir", "cache_dir", "model_devices", "stats", "init", "checkpoint_every", "keep", "max_segment_seconds"}  # some in test_schedules.py, test_gossip_cli.py, test_resume.py, test_model_axis.py, test_statistics.py, test_starts.py
 
+LONG = ("privacy", "client_state", "lanes", "wire_down")  # tested elsewhere in the default matrix
+
 
 def test_every_flag_is_tested():
     assert set(EFFECTS) | APART == {f.name for f in configs.fields()} and not set(EFFECTS) & APART
 
 
-@pytest.mark.parametrize("flag", EFFECTS)
+@pytest.mark.parametrize("flag", [pytest.param(flag, marks=[pytest.mark.full] if flag in LONG else []) for flag in EFFECTS])
 def test_flag(job, plain, flag):
     value, check = EFFECTS[flag]
     other = job(f"--{flag}={value}")

@@ -73,6 +73,7 @@ def trained(people, cohort, rounds, **options):
     return bench.run(method, people, cohort=cohort, rounds=rounds, task=PROBLEM.task, seed=ROOT)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", ["full", 4])
 def test_one_round_with_everybody_is_the_best_linear_head(batch_size):
     state, record = trained(PROBLEM.population, bench.always(*range(7)), 2, batch_size=batch_size)

@@ -3,17 +3,20 @@ from __future__ import annotations
 import bench
 import jax
 import numpy as np
+import pytest
 
 
 def ended(rounds=4, **options):
     return bench.run(bench.make("apfl", **options), rounds=rounds)
 
 
+@pytest.mark.full
 def test_the_server_is_fedavgs_to_the_bit():
     for share in (0.0, 0.6):
         np.testing.assert_array_equal(ended(share=share)[0].server["x"], bench.path("fedavg"))
 
 
+@pytest.mark.full
 def test_a_share_of_one_is_training_alone():
     alone, _ = bench.run(bench.make("local", who="sampled"))
     state, _ = ended(share=1.0, adaptive=False)

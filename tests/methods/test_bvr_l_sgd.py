@@ -4,6 +4,7 @@ import itertools
 
 import bench
 import numpy as np
+import pytest
 from test_fedamd import gradients
 from test_fedpage import descent
 
@@ -14,6 +15,7 @@ def test_one_step_is_gradient_descent_along_the_gradient_of_all():
         np.testing.assert_allclose(state.server.params["x"], x, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_v_is_the_gradient_of_the_mean_objective_and_one_worker_a_round_finds_its_optimum():
     seen = bench.history(bench.make("bvr-l-sgd", stage=4, lr=0.1), segments=(1,) * 6 + (300,), cohort=1)
     for (before, _), (after, record) in itertools.pairwise(seen[:6]):

@@ -47,6 +47,7 @@ def test_averaging_the_sampled_alone_does_not_converge():
     assert np.linalg.norm(bench.path("consensus-admm", rho=2.0, solve="exact", rounds=300, average="sampled") - best) > 0.1
 
 
+@pytest.mark.full
 def test_many_steps_are_the_closed_form():
     steps = bench.path("consensus-admm", rho=1.0, lr=0.2, local_steps=200, cohort=bench.rota(6, 3, (200,)), rounds=3)
     np.testing.assert_allclose(steps, bench.path("consensus-admm", rho=1.0, solve="exact", rounds=3), rtol=1e-4)

@@ -62,6 +62,7 @@ def test_the_mean_follows_the_mean_gradient(graph):
     assert seen[-1].std(0).max() > 0.01
 
 
+@pytest.mark.full
 def test_gossip_sgd_takes_the_gradient_before_mixing():
     seen = path("dpsgd", **GOSSIP_SGD)
     for x, after in itertools.pairwise(seen):
@@ -71,15 +72,18 @@ def test_gossip_sgd_takes_the_gradient_before_mixing():
         np.testing.assert_allclose(after, RING @ (x - LR * slopes(x)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_nodes_disagree_in_proportion_to_the_rate():
     apart = [np.linalg.norm(end - end.mean(0)) for end in (path("dpsgd", rounds=400, lr=lr, **GOSSIP_SGD)[-1] for lr in (0.02, 0.01))]
     assert 1.8 < apart[0] / apart[1] < 2.2
 
 
+@pytest.mark.full
 def test_one_heavy_ball_step_is_gossip_sgd():
     np.testing.assert_allclose(path("dfedavgm", local_steps=1, theta=0.7), path("dpsgd", local_steps=1), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_momentum_is_the_difference_of_iterates():
     """Equation (1), by hand."""
     seen = path("dfedavgm", theta=0.7)
@@ -90,17 +94,20 @@ def test_momentum_is_the_difference_of_iterates():
         np.testing.assert_allclose(after, RING @ y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_without_ascent_sharpness_aware_gossip_is_dfedavgm():
     np.testing.assert_allclose(path("dfedsam", rho=0.0, momentum=0.7), path("dfedavgm", theta=0.7), rtol=1e-6)
     assert np.abs(path("dfedsam", rho=0.5, momentum=0.7) - path("dfedavgm", theta=0.7)).max() > 0.01
 
 
+@pytest.mark.full
 def test_on_a_full_graph_it_is_fedsam_with_everybody():
     method = bench.make("fedsam", rho=0.3, lr=LR, local_steps=3, weighting="uniform")
     state, _ = bench.run(method, PEOPLE, rounds=4, cohort=uniform(N, N))
     np.testing.assert_allclose(path("dfedsam", "full", rho=0.3, momentum=0.0)[-1], np.tile(method.deploy(state.server)["x"], (N, 1)), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_several_gossip_steps_are_a_power_of_the_matrix():
     one, four = path("dfedsam", rounds=1), path("dfedsam-mgs", rounds=1, steps=4)
     np.testing.assert_allclose(four[1], np.linalg.matrix_power(RING, 3) @ one[1], rtol=1e-5, atol=1e-6)

@@ -3,17 +3,20 @@ from __future__ import annotations
 import bench
 import jax
 import numpy as np
+import pytest
 
 
 def ended(rounds=4, **options):
     return bench.run(bench.make("ditto", **options), rounds=rounds)
 
 
+@pytest.mark.full
 def test_the_server_is_fedavgs_to_the_bit():
     for lam in (0.0, 0.7):
         np.testing.assert_array_equal(ended(lam=lam)[0].server["x"], bench.path("fedavg"))
 
 
+@pytest.mark.full
 def test_without_the_pull_it_is_training_alone():
     alone, _ = bench.run(bench.make("local", who="sampled"))
     np.testing.assert_allclose(ended(lam=0.0)[0].clients["x"], alone.clients["x"], rtol=1e-6)
@@ -34,12 +37,14 @@ def test_the_anchor_is_the_model_received():
     np.testing.assert_allclose(result.client["x"], -0.05 * (slope + 0.5 * (0 - 2.0)), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_personal_epochs_are_its_own():
     few, many = (ended(rounds=1, lam=0.1, personal_epochs=n)[0] for n in (1, 40))
     np.testing.assert_array_equal(few.server["x"], many.server["x"])
     assert np.abs(many.clients["x"][0] - 1).max() > 2 * np.abs(few.clients["x"][0] - 1).max()
 
 
+@pytest.mark.full
 def test_who_does_not_take_part_keeps_its_model():
     state, _ = ended(rounds=1)
     assert (np.asarray(state.clients["x"]) != 1).any(1).tolist() == [True, False, True, False, True, False]

@@ -67,10 +67,12 @@ def ended(name="fal", cohort=3, rounds=2, **options):
     return bench.run(method, PROBLEM.population, task=PROBLEM.task, cohort=cohort, rounds=rounds)[0].server
 
 
+@pytest.mark.full
 def test_without_ascent_it_is_fedavg_to_the_bit():
     jax.tree.map(np.testing.assert_array_equal, ended(steps=0), ended("fedavg", weighting="uniform"))
 
 
+@pytest.mark.full
 def test_one_step_of_everybody_is_one_step_on_the_union():
     """Adversarial gradient descent where all data are in one place, clients by their examples."""
     options = {"rho": 0.2, "steps": 3, "random": False, **WIDE}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import bench
 import jax
 import numpy as np
+import pytest
 from clock import rolled
 
 from fedjax_lab.events import Arrival, Update
@@ -11,12 +12,14 @@ from fedjax_lab.parts.schedules.replay import replay
 EVERYBODY = replay([Update(1.0, tuple(Arrival(i, 0) for i in range(6)))])
 
 
+@pytest.mark.full
 def test_all_clients_polled_without_scaling_are_averaged_with_the_old_model():
     one = bench.path("favano", cohort=EVERYBODY, rounds=1)
     mean = bench.path("fedavg", weighting="uniform", cohort=bench.always(*range(6)), rounds=1)
     np.testing.assert_allclose(one, (1 + 6 * mean) / 7, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_who_did_nothing_sends_the_model_it_was_sent():
     updates = [Update(1.0, (Arrival(0, 0), Arrival(1, 0))), Update(2.0, (Arrival(2, 0, 0), Arrival(3, 0, 0, 7.0)))]
     first, second = (bench.path("favano", cohort=replay(updates[:n]), rounds=n) for n in (1, 2))

@@ -27,6 +27,7 @@ def test_in_turn_with_everybody_and_one_step_it_is_gradient_descent_in_every_sec
         assert state.clients["x"].shape == (6, bench.DIM)
 
 
+@pytest.mark.full
 def test_v_is_the_mean_of_the_anchors_which_only_anchors_renew():
     seen = bench.history(bench.make("fedamd", p=0.5), segments=(1,) * 6)
     both = 0
@@ -54,6 +55,7 @@ def test_coins_fall_as_often_as_p_says(p):
     assert abs(share - p) <= 3 * np.sqrt(p * (1 - p) / 2000)
 
 
+@pytest.mark.full
 def test_it_reaches_the_optimum_with_half_of_the_clients_and_unequal_steps():
     best = bench.optimum(bench.population(), "uniform")
     x = bench.path("fedamd", p=0.5, rounds=500, lr=0.1, per_step=True, server_lr=2.0)

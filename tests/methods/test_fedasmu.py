@@ -4,6 +4,7 @@ import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from clock import rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ FIXED = {"lam": 0.0, "gamma": 0.0, "control_lr": 0.0}
 LATE = rolled("triggered:0.2,law=fixed:1/2/4", rounds=9, watched=True)
 
 
+@pytest.mark.full
 def test_with_fixed_controls_it_is_fedasync():
     mine = bench.path("fedasmu", cohort=LATE, rounds=9, iota=0.5, mu_a=3.0, **FIXED)
     theirs = bench.path("fedasync", cohort=LATE, rounds=9, alpha=1.5 / 2.5, rho=0.0, staleness="constant")
@@ -24,6 +26,7 @@ def test_with_fixed_controls_it_is_fedasync():
     assert np.abs(bench.path("fedasmu", cohort=LATE, rounds=9, iota=0.5, mu_a=3.0, **FIXED | {"gamma": 1.0}) - mine).max() > 1e-3
 
 
+@pytest.mark.full
 def test_where_nobody_moves_nothing_moves():
     np.testing.assert_array_equal(bench.path("fedasmu", cohort=LATE, rounds=9, lr=0.0), np.ones(bench.DIM))
 
@@ -35,6 +38,7 @@ def objective(i, x):
     return 0.5 * (train.examples["a"][rows] * (x - train.examples["o"][rows]) ** 2).sum(1).mean()
 
 
+@pytest.mark.full
 def test_the_controls_follow_the_derivative_of_the_objective_after_the_update():
     """F_i(w_2(c)) of client 1, which was sent w_0; by jax.grad through w_2 = (1 - alpha(c)) w_1 + alpha(c) y."""
     updates = [Update(1.0, (Arrival(0, 0),)), Update(2.0, (Arrival(1, 0),))]
@@ -53,6 +57,7 @@ def test_the_controls_follow_the_derivative_of_the_objective_after_the_update():
     np.testing.assert_array_equal(second.clients.upload[2:], np.tile(np.float32([*c.values()]), (4, 1)))
 
 
+@pytest.mark.full
 def test_the_share_taken_over_follows_the_derivative_of_the_next_loss():
     """F_1 right after the merge, by jax.grad through (1 - beta) y + beta w_g: the client asks after two of its five steps, when w_1 is there."""
     updates = [Update(1.0, (Arrival(0, 0),)), Update(2.0, (Arrival(1, 0, ends=np.array([0.5, 1.5, 1.7, 1.8, 1.9])),))]

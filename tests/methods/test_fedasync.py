@@ -12,6 +12,7 @@ PLAIN = {"alpha": 1.0, "rho": 0.0, "staleness": "constant"}
 LATE = rolled("buffered:1,law=fixed:1/2/4", rounds=9)
 
 
+@pytest.mark.full
 def test_with_one_client_at_a_time_it_is_sequential_local_sgd():
     one = rolled("buffered:1,law=fixed", cohort=1, rounds=6)
     people, x = bench.population(), np.ones(bench.DIM)
@@ -25,11 +26,13 @@ def test_with_one_client_at_a_time_it_is_sequential_local_sgd():
         np.testing.assert_allclose(bench.path("fedasync", cohort=one, rounds=6, variant=variant, **PLAIN), x, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_fresh_upload_of_one_client_is_fedavg():
     alone = {"cohort": bench.rota(6, 1), "rounds": 3}
     np.testing.assert_allclose(bench.path("fedasync", **PLAIN, **alone), bench.path("fedavg", weighting="uniform", **alone), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_mixing_pulls_back_towards_the_old_model_and_delta_does_not():
     mixing, delta = (bench.path("fedasync", cohort=LATE, rounds=9, variant=v) for v in ("mixing", "delta"))
     assert np.abs(mixing - delta).max() > 0.05

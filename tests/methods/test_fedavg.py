@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bench
 import numpy as np
+import pytest
 
 from fedjax_lab.types import Population, Stream
 
@@ -38,11 +39,13 @@ def test_everybody_with_one_full_step_is_centralized_gradient_descent():
         np.testing.assert_allclose(bench.path(name, rounds=5, cohort=everybody(6), local_steps=1), x, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_order_of_clients_is_of_no_account():
     one, other = (bench.path("fedavg", rows(order), cohort=everybody(4)) for order in ([0, 1, 2, 3], [2, 0, 3, 1]))
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_duplicated_client_counts_as_one_of_twice_the_size():
     train = bench.population().train
     span = np.arange(train.offset[2], train.offset[2] + train.size[2])
@@ -53,6 +56,7 @@ def test_a_duplicated_client_counts_as_one_of_twice_the_size():
     np.testing.assert_allclose(bench.path("fedavg", merged, cohort=everybody(2)), listed, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_the_server_step_scales_the_mean_change():
     half, whole = (bench.path("fedavg", rounds=1, server_lr=s) - 1 for s in (0.5, 1.0))
     np.testing.assert_allclose(half, whole / 2, rtol=1e-6)

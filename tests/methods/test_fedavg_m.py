@@ -8,6 +8,7 @@ EVEN = {"cohort": bench.rota(6, 3, (4,))}
 ETA_K = 0.05 * 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["fedavg-m", "fedavg-m-vr"])
 def test_without_momentum_it_is_fedavg(name):
     for server_lr, as_average in ((ETA_K, 1.0), (0.1, 0.1 / ETA_K)):
@@ -15,10 +16,12 @@ def test_without_momentum_it_is_fedavg(name):
         np.testing.assert_allclose(m, bench.path("fedavg", weighting="uniform", server_lr=as_average, **EVEN), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_default_server_rate_averages_the_models():
     np.testing.assert_allclose(bench.path("fedavg-m", **EVEN), bench.path("fedavg-m", server_lr=ETA_K, **EVEN), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_first_direction_is_all_clients_mean_gradient():
     people = bench.population()
     a, o = (people.train.examples[k] for k in "ao")
@@ -30,6 +33,7 @@ def test_the_first_direction_is_all_clients_mean_gradient():
         np.testing.assert_allclose(state.server.g["x"], first, rtol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name,scale", [("fedavg-m", 0.5), ("fedavg-m-vr", 1.0)])
 def test_the_fixed_point_is_that_of_fedavg(name, scale):
     """FedAvg-M's with lr beta, FedAvg-M-VR's with the same lr, whatever beta."""
@@ -38,6 +42,7 @@ def test_the_fixed_point_is_that_of_fedavg(name, scale):
     np.testing.assert_allclose(bench.path(name, beta=0.5, lr=0.1, **options), expected, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_one_client_with_one_step_is_storm():
     """Without noise the recursion keeps g at the gradient, so that x descends by server_lr, whatever lr and beta."""
     options = {"cohort": 1, "local_steps": 1, "rounds": 6}

@@ -16,6 +16,7 @@ def test_no_tuning_gives_the_global_numbers():
         np.testing.assert_allclose(report[f"personal_client_test_loss_{name}"], report[f"client_test_loss_{name}"], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_tuning_leaves_the_server_alone_and_helps_the_clients():
     state, record = bench.run(bench.make("fedavgft", finetune_epochs=20))
     np.testing.assert_array_equal(state.server["x"], bench.path("fedavg"))

@@ -39,6 +39,7 @@ def test_which_leaves_normalize():
         "params/BatchNorm_0/scale", "params/BatchNorm_0/bias", "stats/BatchNorm_0/mean", "stats/BatchNorm_0/var"}
 
 
+@pytest.mark.full
 def test_without_batch_normalization_it_is_fedavg():
     plain = task(False)
     (fedbn, one), (fedavg, two) = (bench.run(bench.make(name, plain, weighting="uniform"), task=plain) for name in ("fedbn", "fedavg"))
@@ -53,6 +54,7 @@ def ended():
     return method, bench.run(method, task=normed, rounds=1), bench.start(method, task=normed)
 
 
+@pytest.mark.full
 def test_normalization_differs_and_the_rest_is_one(ended):
     method, (state, record), start = ended
     for path, leaf in state.clients.private.items():

@@ -23,6 +23,7 @@ def test_without_weights_it_is_fedavg():
         assert np.abs(flat(end("fedbr", **{"mu": 2.0, "lam": 2.0, **options}, **same)[0]) - expected).max() > 1e-3
 
 
+@pytest.mark.full
 def test_items_are_means_of_their_owners_examples():
     people = CLASSIFIER.population
     state, record = end("fedbr", rounds=1, mixed=400)
@@ -53,6 +54,7 @@ def pieces(mode="mean", **options):
     return method, server, bench.client(people, 1)
 
 
+@pytest.mark.full
 def test_each_player_moves_its_own():
     def message(server):
         return {"model": server.params, "projector": server.projector, "pseudo": server.pseudo}
@@ -66,6 +68,7 @@ def test_each_player_moves_its_own():
     jax.tree.map(np.testing.assert_array_equal, moved[0.0]["model"], moved[1.0]["model"])
 
 
+@pytest.mark.full
 def test_the_projector_lowers_what_the_model_raises():
     """D descends on mean log r, and so makes the contrastive loss -mean log r grow."""
     _, server, data = pieces(gamma=1.0, mu=0.0, lam=0.0)

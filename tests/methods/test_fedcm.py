@@ -11,12 +11,14 @@ def test_with_the_own_gradient_alone_it_is_fedavg():
     np.testing.assert_allclose(bench.path("fedcm", alpha=1.0), bench.path("fedavg", weighting="uniform"), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_it_is_fedavg_m_in_other_units():
     cm, m = bench.path("fedcm", alpha=0.3, server_lr=0.5, **EVEN), bench.path("fedavg-m", beta=0.3, server_lr=0.5 * 0.05 * 4, **EVEN)
     np.testing.assert_allclose(cm, m, rtol=1e-5)
     assert np.abs(cm - bench.path("fedcm", alpha=1.0, server_lr=0.5, **EVEN)).max() > 0.01
 
 
+@pytest.mark.full
 def test_g_is_the_mean_direction_whatever_the_steps():
     state, _ = bench.run(bench.make("fedcm", local_steps=1), rounds=1, cohort=6)
     np.testing.assert_allclose(state.server.g["x"], (1 - state.server.params["x"]) / 0.05, rtol=1e-4)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import bench
 import numpy as np
+import pytest
 from clock import rolled
 
 SGD = {"client_optimizer": "sgd", "batch_size": "full"}
 
 
+@pytest.mark.full
 def test_at_equal_speeds_it_is_fedavg_after_the_singles():
     """Six updates of one client each, then one group of all six, again and again."""
     groups = rolled("compass:fixed", rounds=9)
@@ -22,6 +24,7 @@ def test_at_equal_speeds_it_is_fedavg_after_the_singles():
         np.testing.assert_allclose(models[after], state.server["x"], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_client_counts_alike_in_any_group():
     """One client in an update moves the model by alpha / N of its change."""
     single = bench.path("fedcompass", cohort=rolled("compass:fixed", rounds=1), rounds=1, **SGD)

@@ -78,6 +78,7 @@ def test_clients_without_labels_are_refused():
         bench.start(bench.make("feddisco"))
 
 
+@pytest.mark.full
 def test_in_the_engine():
     people = bench.population()
     counts = np.random.default_rng(2).integers(0, 9, (6, 3)).astype(np.float32)

@@ -59,6 +59,7 @@ def test_the_simplex_is_in_no_message_and_outputs_are_cosines_with_it():
     np.testing.assert_allclose(outputs, 10 * z @ simplex(4, 3), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_even_counts_give_the_plain_cross_entropy():
     x, key = made().task.init(jax.random.key(0)), jax.random.key(1)
     ends = {n: made().local(key, {"model": x}, (), data(1, [n] * 3)).upload["model"] for n in (0, 1, 7)}
@@ -68,6 +69,7 @@ def test_even_counts_give_the_plain_cross_entropy():
     assert np.abs(other["body"]["w1"] - ends[0]["body"]["w1"]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_the_personal_stage_moves_the_simplex_and_the_projection_only():
     method = made(tune_turns=1)
     x = method.task.init(jax.random.key(0))

@@ -27,12 +27,14 @@ def settled(schedule, updates, lr, weights, period):
     return 2 * half - whole
 
 
+@pytest.mark.full
 def test_a_tick_as_long_as_the_slowest_is_fedavg_to_the_bit():
     ticks, everybody = rolled("ticks:1,law=linear:80"), bench.always(*range(6))
     states = [bench.run(bench.make(name), cohort=cohort)[0].server for name, cohort in (("fedfix", ticks), ("fedavg", everybody))]
     np.testing.assert_array_equal(states[0].params["x"], states[1]["x"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("schedule, period", [("buffered:1,law=fixed:1/2/4", 14), ("buffered:3,law=fixed:1/2/4", 14), ("ticks:1.5,law=fixed:1/2/4", 6)])
 def test_by_weight_it_settles_at_the_common_optimum(schedule, period):
     updates = 42 * 40
@@ -40,6 +42,7 @@ def test_by_weight_it_settles_at_the_common_optimum(schedule, period):
     np.testing.assert_allclose(found, bench.optimum(bench.population()), atol=2e-3)
 
 
+@pytest.mark.full
 def test_identical_weights_favor_the_fast():
     updates = 42 * 40
     found = settled(rolled("buffered:1,law=fixed:1/2/4", rounds=updates + 14, steps=1), updates, 0.02, "identical", 14)

@@ -26,6 +26,7 @@ def test_every_example_has_the_length_of_its_own(shape):
     np.testing.assert_allclose(unit(h)[2], unit(h[2:3])[0], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_zero_vector_stays_zero_and_has_no_slope():
     h = drawn(3, 4).at[1].set(0)
     assert not unit(h)[1].any()
@@ -33,6 +34,7 @@ def test_a_zero_vector_stays_zero_and_has_no_slope():
     assert np.isfinite(slope).all() and not slope[1].any() and slope[0].any()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options, square", [({}, 6.0), ({"length": 2.0}, 4.0)], ids=["root", "constant"])
 def test_features_have_the_length_asked_for(options, square):
     task = models.build("mlp", EXAMPLE, 3, widths=(8, 6))
@@ -62,6 +64,7 @@ def test_once_at_the_end_is_after_every_layer():
     np.testing.assert_allclose(last.apply(params, {"x": x}), 2 * h @ params["head"]["kernel"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_layer_normalization_after_every_layer_is_a_model():
     task = models.build("mlp", EXAMPLE, 3, widths=(8, 6), bias=False, norm="layer")
     params, x = task.init(jax.random.key(0)), drawn(9, 5)
@@ -82,6 +85,7 @@ def test_models_without_a_split_or_with_statistics_are_refused():
         registry.make("fedfn", models.build("resnet8", images, 3, norm="batch"))
 
 
+@pytest.mark.full
 def test_what_is_evaluated_is_the_normalized_model():
     problem = problems.classifier()
     method = bench.make("fedfn", problem.task, length=5.0, lr=0.0)

@@ -84,6 +84,7 @@ def served(uploads, heard=(True,) * 3, **options):
     return server, serve(server)
 
 
+@pytest.mark.full
 def test_an_ensemble_that_agrees_with_the_model_does_not_move_it():
     still = jax.tree.map(jnp.zeros_like, TASK.init(jax.random.key(0)))
     before, after = served([still] * 3)
@@ -97,6 +98,7 @@ def test_where_nobody_is_heard_nothing_moves():
     same(before, after)
 
 
+@pytest.mark.full
 def test_the_generator_looks_for_samples_on_which_the_models_differ():
     """With nothing but the gap to descend, samples are found on which the weighted gap is larger."""
     key, x = jax.random.key(5), TASK.init(jax.random.key(0))
@@ -120,6 +122,7 @@ def test_diversity_is_one_where_noise_changes_nothing():
     assert far < near < 1
 
 
+@pytest.mark.full
 def test_images_lie_between_zero_and_one():
     G = generator.init(jax.random.key(0), 4, 3, 5, (6, 6, 1))
     x = generator.made(G, 9 * jax.random.normal(jax.random.key(1), (7, 4)), jnp.arange(7) % 3)

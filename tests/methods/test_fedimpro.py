@@ -57,6 +57,7 @@ def test_statistics_by_class_are_numpys():
         np.testing.assert_allclose(deviation[c], own.std(0, ddof=1) if len(own) > 1 else np.zeros(3), atol=1e-6)
 
 
+@pytest.mark.full
 def test_pooled_statistics_are_those_of_the_union():
     """Clients whose weights stand still and whose batches hold all they have, one of them a single example."""
     state, _ = end("fedimpro", rounds=1, cohort=7, lr=1e-7, batch_size="full", epochs=1, statistics="pooled", sigma_max=100.0)
@@ -67,6 +68,7 @@ def test_pooled_statistics_are_those_of_the_union():
         np.testing.assert_allclose(state.server.features.deviation[c], own.std(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("statistics", ["plain", "pooled"])
 def test_classes_that_nobody_has_stay(statistics):
     people, single = CLASSIFIER.population, 2  # a client with one example
@@ -79,6 +81,7 @@ def test_classes_that_nobody_has_stay(statistics):
     assert has.sum() == 1 and np.abs(np.asarray(after.mean)[has] - np.asarray(before.mean)[has]).min() > 0.01
 
 
+@pytest.mark.full
 def test_deviations_are_capped_and_noise_is_added():
     state, _ = end("fedimpro", sigma_max=0.05)
     assert np.asarray(state.server.features.deviation).max() <= 0.05 + 1e-7

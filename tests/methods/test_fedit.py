@@ -45,6 +45,7 @@ def started(name="fedit", seed=1, **options):
     return method, {**server, "params": {**server["params"], "b": b}}
 
 
+@pytest.mark.full
 def test_nothing_changes_before_training():
     for name in ("fedit", "ffalora"):
         method = make(name)
@@ -70,6 +71,7 @@ def test_products_equal_the_sum(task, batch, where, monkeypatch):
     np.testing.assert_allclose(jax.jit(tuned.head)(params, jax.jit(tuned.features)(params, batch)), out, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_tables_are_not_adapted_unless_asked_for():
     assert not [path for path in lowrank.sites(READER, (), ()).matrices if "embed" in path or "positions" in path]
     at = lowrank.sites(READER, ("embed",), ())
@@ -81,6 +83,7 @@ def test_tables_are_not_adapted_unless_asked_for():
     np.testing.assert_allclose(jax.jit(tuned.apply)(params, TEXT), jax.jit(READER.apply)(base, TEXT), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_one_client_is_local_lora():
     method = make()
     state, _ = bench.run(method, PROBLEM.population, task=PROBLEM.task, cohort=bench.always(3), rounds=2)
@@ -97,6 +100,7 @@ def test_one_client_is_local_lora():
             np.testing.assert_allclose(server["params"][kind][path], x, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_mean_of_factors_is_not_the_mean_of_products():
     """The gap is FedIT's bias; with a common A there is none."""
     gaps = {}
@@ -122,6 +126,7 @@ def test_ffaloras_first_factor_never_moves():
     assert (record.rounds["bytes_up"][0] == 4 * 2 * (4 + 3)).all()
 
 
+@pytest.mark.full
 def test_a_message_has_the_adapters_alone():
     _, record = bench.run(make(), PROBLEM.population, task=PROBLEM.task, rounds=1)
     assert (record.rounds["bytes_up"] == 4 * 2 * (5 + 4 + 4 + 3)).all() and (record.rounds["bytes_down"] == record.rounds["bytes_up"]).all()
@@ -129,6 +134,7 @@ def test_a_message_has_the_adapters_alone():
     assert (record.rounds["bytes_up"] == 4 * (2 * (5 + 4) + 4 * 3 + 3)).all()
 
 
+@pytest.mark.full
 def test_what_a_client_lacks_is_neither_sent_nor_trained():
     """Clients have the first rows of A and columns of B; the server's mean counts zeros for the others."""
     method, server = started(ranks=(3, 1, 2))
@@ -152,6 +158,7 @@ def test_the_base_is_frozen_and_what_is_whole_is_trained():
     assert np.abs(end.server["params"]["whole"]["b2"] - start.server["params"]["whole"]["b2"]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_orthogonal_rows():
     a, b = lowrank.fresh(jax.random.key(0), lowrank.sites(READER, (), ()), 3, "orthogonal")
     for x in a.values():

@@ -22,6 +22,7 @@ def worked(method, server, client=3):
     return method.local(jax.random.key(5), message, (), bench.client(bench.population(), client))
 
 
+@pytest.mark.full
 def test_the_clients_model_is_the_received_one_less_its_scalars_along_the_directions():
     """Seen from outside: the loss that a second step meets is that at x - G z."""
     server = made().init_server(jax.random.key(1), {"x": jnp.ones(3)}, None)
@@ -37,6 +38,7 @@ def test_the_clients_model_is_the_received_one_less_its_scalars_along_the_direct
         assert np.count_nonzero(step) == 1
 
 
+@pytest.mark.full
 def test_the_servers_model_is_the_mean_of_the_clients():
     method, people = made(), bench.population()
     state, _ = bench.run(method, people, rounds=1, cohort=bench.always(0, 3))
@@ -48,6 +50,7 @@ def test_the_servers_model_is_the_mean_of_the_clients():
     assert np.abs(again["x"] - 1).max() > 1e-3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pro, times", [(False, 1), (True, 3)])
 def test_a_message_is_a_number_for_each_seed_whatever_the_model(pro, times):
     sizes = {}
@@ -58,6 +61,7 @@ def test_a_message_is_a_number_for_each_seed_whatever_the_model(pro, times):
     assert sizes == {3: ([4 * 8 * times] * 3, [4 * (8 * times + 1)] * 3), 16: ([4 * 8 * times] * 3, [4 * (8 * times + 1)] * 3)}
 
 
+@pytest.mark.full
 def test_one_seed_is_a_search_along_a_line():
     state, _ = bench.run(made(seeds=1, local_steps=20), rounds=3, cohort=6)
     z = direction(state.server.seed, 0, state.server.start)["x"]

@@ -17,6 +17,7 @@ def last(name, **options):
     return bench.path(name, **options)
 
 
+@pytest.mark.full
 def test_without_a_mask_it_is_fedavgm():
     np.testing.assert_allclose(last("fedlex", mask_on="nothing", warm=False, beta=0.5, **FEW), last("fedavgm", beta=0.5), rtol=1e-5)
 
@@ -33,6 +34,7 @@ def test_guidance_lies_between_zero_and_one_tensor_by_tensor(scale):
         np.testing.assert_allclose(G["a"], (v - v.min()) / (v.max() - v.min()), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.full
 def test_guidance_is_the_mean_squared_change_of_the_scouts():
     """With one step of the whole data the scouts' changes are known by hand."""
     people = bench.population()
@@ -44,6 +46,7 @@ def test_guidance_is_the_mean_squared_change_of_the_scouts():
     np.testing.assert_allclose(state.server.server.G["x"], (V - V.min()) / (V.max() - V.min()), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mask_on", ["gradient", "update"])
 def test_where_guidance_is_zero_nothing_moves(mask_on):
     method = bench.make("fedlex", warm=False, mask_on=mask_on, **FEW)
@@ -53,11 +56,13 @@ def test_where_guidance_is_zero_nothing_moves(mask_on):
     assert still.any() and (np.asarray(end.params["x"] == first) == still).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("share, count", [(0.0, 1), (0.5, 3), (1.0, 6)])
 def test_so_many_are_scouts(share, count):
     assert bench.start(bench.make("fedlex", scouts=share)).server.server.scouts.sum() == count
 
 
+@pytest.mark.full
 def test_a_scout_stops_when_its_patience_ends():
     """A rate at which the loss grows: a patient scout goes on, a hasty one stops after its second epoch."""
     data, x = bench.client(bench.population(), 3), {"x": jnp.ones(bench.DIM)}
@@ -72,6 +77,7 @@ def test_a_scout_stops_when_its_patience_ends():
     assert not np.allclose(found[0], found[2])
 
 
+@pytest.mark.full
 def test_the_cohorts_guidance_is_of_its_own_scouts():
     state, _ = bench.run(bench.make("fedlex", guidance="cohort", warm=False, cap=1), rounds=1, cohort=bench.always(1, 4))
     V = np.asarray(state.clients["x"])[[1, 4]].mean(0)
@@ -80,6 +86,7 @@ def test_the_cohorts_guidance_is_of_its_own_scouts():
         bench.make("fedlex", guidance="cohort", scouts=0.5)
 
 
+@pytest.mark.full
 def test_what_is_sent():
     _, record = bench.run(bench.make("fedlex", **FEW), rounds=2)
     assert record.rounds["bytes_up"].tolist() == record.rounds["bytes_down"].tolist() == [[12] * 3] * 2

@@ -20,6 +20,7 @@ def test_one_step_is_gradient_descent():
         assert record.rounds["bytes_up"][0].tolist() == record.rounds["bytes_down"][0].tolist() == [24] * 6
 
 
+@pytest.mark.full
 def test_it_reaches_the_optimum_linearly_whatever_the_steps():
     best = bench.optimum(bench.population(), "uniform")
     seen = bench.history(bench.make("fedlin", lr=0.3, local_steps=20), segments=(5, 5, 5, 200), cohort=UNEQUAL)

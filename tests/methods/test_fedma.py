@@ -60,11 +60,13 @@ def test_clients_that_are_one_net_in_other_orders_give_it_back():
     assert len({tuple(p) for p in np.asarray(place[0])}) > 1 and all(sorted(p) == [0, 1, 2, 3] for p in np.asarray(place[0]))
 
 
+@pytest.mark.full
 def test_averaging_by_place_does_not():
     found, _ = deployed(bench.always(*range(7)), True, match_by="place")
     assert np.abs(outputs(found) - outputs(net())).max() > 0.1
 
 
+@pytest.mark.full
 def test_one_client_is_its_own_net_and_a_narrow_prior_shrinks_it():
     found, _ = deployed(bench.always(3), False, sigma0=1e6, match_by="posterior")
     classes = PEOPLE.counts[3] > 0

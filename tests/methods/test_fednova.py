@@ -41,12 +41,14 @@ def test_travel_is_the_sum_of_the_weights_of_the_gradients():
     np.testing.assert_allclose(_travel(plan, work, mu), weights.sum(), rtol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum:0.8"])
 def test_equal_steps_are_fedavg(optimizer):
     options = {"cohort": bench.rota(6, 3, (3,)), "client_optimizer": optimizer}
     np.testing.assert_allclose(bench.path("fednova", **options), bench.path("fedavg", **options), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_fixed_point_does_not_depend_on_the_steps():
     people, unequal, long = bench.population(), bench.rota(6, 6, (1, 9, 2, 7, 3, 5)), {"rounds": 1500, "lr": 0.004, "local_steps": 9}
     best = bench.optimum(people)
@@ -54,6 +56,7 @@ def test_the_fixed_point_does_not_depend_on_the_steps():
     assert fednova < fedavg / 5
 
 
+@pytest.mark.full
 def test_options_change_the_step():
     norm, steps = (bench.path("fednova", tau=tau, client_optimizer="momentum:0.8", rounds=1) - 1 for tau in ("norm", "steps"))
     assert (np.abs(norm) > np.abs(steps)).all()

@@ -26,6 +26,7 @@ def test_the_first_step_is_the_formula(name):
     np.testing.assert_allclose(method.deploy(state.server)["x"], 1 + lr * (1 - beta1) * u / (np.sqrt(v) + tau), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_nobody_with_examples_means_no_step():
     method = bench.make("fedadam")
     state, _ = bench.run(method, bench.population((0, 0, 3)), cohort=bench.always(0, 1), rounds=2)

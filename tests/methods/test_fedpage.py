@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bench
 import numpy as np
+import pytest
 from test_fedamd import gradients
 
 
@@ -14,6 +15,7 @@ def descent(rounds, rate):
     return path
 
 
+@pytest.mark.full
 def test_one_step_of_everybody_is_gradient_descent_in_both_kinds_of_rounds():
     seen = bench.history(bench.make("fedpage", p=0.5, lr=0.03, server_lr=0.1, local_steps=1), segments=(1,) * 6, cohort=6)
     whole = [bool(record.rounds["all_bytes_up"].any()) for _, record in seen]
@@ -23,6 +25,7 @@ def test_one_step_of_everybody_is_gradient_descent_in_both_kinds_of_rounds():
         assert record.rounds["bytes_up"].any() != full and record.rounds["loss"][0] > 0
 
 
+@pytest.mark.full
 def test_g_is_the_mean_direction_of_the_clients():
     (before, _), (after, record) = bench.history(bench.make("fedpage", p=0.0, lr=0.02), segments=(2, 1))
     moved = after.server.params["x"] - before.server.params["x"]
@@ -31,6 +34,7 @@ def test_g_is_the_mean_direction_of_the_clients():
     assert sorted(record.rounds["ids"][0]) == [0, 2, 4] and record.rounds["bytes_down"][0].tolist() == [36] * 3
 
 
+@pytest.mark.full
 def test_it_reaches_the_optimum_with_half_of_the_clients():
     best = bench.optimum(bench.population(), "uniform")
     np.testing.assert_allclose(bench.path("fedpage", p=0.3, rounds=500, lr=0.05), best, atol=1e-4)

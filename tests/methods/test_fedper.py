@@ -8,6 +8,7 @@ import pytest
 TASK = bench.split()
 
 
+@pytest.mark.full
 def test_everything_personal_is_training_alone():
     everything, _ = bench.run(bench.make("fedper", TASK, personal=""), task=TASK)
     alone, _ = bench.run(bench.make("local", TASK, who="sampled"), task=TASK)
@@ -15,6 +16,7 @@ def test_everything_personal_is_training_alone():
         np.testing.assert_allclose(everything.clients.private[name], leaf, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_body_is_fedavgs_while_heads_are_alike():
     """With one step from equal heads the gradient of the body is that of FedAvg; after it the heads differ."""
     (fedper, _), (fedavg, _) = (bench.run(bench.make(name, TASK, local_steps=1), rounds=1, task=TASK) for name in ("fedper", "fedavg"))
@@ -23,6 +25,7 @@ def test_the_body_is_fedavgs_while_heads_are_alike():
     assert np.unique(heads, axis=0).shape[0] == 4  # three took part, the others' is the first
 
 
+@pytest.mark.full
 def test_the_personal_model_has_the_clients_head():
     method = bench.make("fedper", TASK)
     state, record = bench.run(method, task=TASK)

@@ -28,6 +28,7 @@ def relabeled(order):
     return people._replace(train=train, test=train, counts=people.counts[order])
 
 
+@pytest.mark.full
 def test_rows_of_the_similarity_sum_to_one_and_follow_the_clients_names():
     S = np.asarray(run(sharpness=30.0).server.similarity)
     np.testing.assert_allclose(S.sum(1), 1, rtol=1e-5)
@@ -36,6 +37,7 @@ def test_rows_of_the_similarity_sum_to_one_and_follow_the_clients_names():
     np.testing.assert_allclose(run(relabeled(order), sharpness=30.0).server.similarity, S[order][:, order], atol=1e-5)
 
 
+@pytest.mark.full
 def test_without_sharpness_masks_and_distance_everybody_has_fedavgs_model():
     options = {"client_optimizer": "sgd", "lr": 0.1}
     state = run(rounds=3, sharpness=0.0, masked=False, l1=0.0, l2=0.0, **options)

@@ -56,6 +56,7 @@ def means(model, clients):
     return np.stack([z[TRAIN["y"][rows] == c].mean(0) for c in range(3)])
 
 
+@pytest.mark.full
 def test_prototypes_are_the_means_of_all_whatever_the_split_and_the_order():
     for missions in ((EVERYBODY,), MISSIONS):
         model, _ = after(*missions)[-1]

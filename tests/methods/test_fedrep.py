@@ -32,12 +32,14 @@ def test_each_part_moves_in_its_own_phase():
     np.testing.assert_allclose(single["body"], -0.05 * slope["body"], atol=1e-6)  # the gradient under the fitted head
 
 
+@pytest.mark.full
 def test_without_head_work_it_is_fedavg_of_the_body():
     method = bench.make("fedrep", TASK, head_epochs=0, tune_epochs=0, local_steps=1)
     (rep, _), (avg, _) = bench.run(method, rounds=1, task=TASK), bench.run(bench.make("fedavg", TASK, local_steps=1), rounds=1, task=TASK)
     np.testing.assert_array_equal(rep.server["body"], avg.server["body"])
 
 
+@pytest.mark.full
 def test_tuning_at_evaluation_is_on_a_copy():
     (one, first), (two, second) = (bench.run(bench.make("fedrep", TASK, tune_epochs=n, head_epochs=1), task=TASK) for n in (0, 20))
     np.testing.assert_array_equal(one.server["body"], two.server["body"])
@@ -75,6 +77,7 @@ def angles():
     return [np.linalg.norm((np.eye(dim) - truth @ truth.T) @ body, 2) for body in bodies]
 
 
+@pytest.mark.full
 def test_the_subspace_contracts_on_the_linear_problem(angles):
     assert all(later < earlier for earlier, later in itertools.pairwise(angles))
     assert angles[-1] < 0.6 * angles[0]

@@ -30,6 +30,7 @@ def test_the_share_that_moved_most_becomes_personal():
     np.testing.assert_array_equal(grown(part[0], moved[0], 1.0, 1.0), part[0])
 
 
+@pytest.mark.full
 def test_masks_only_grow_up_to_the_bound_and_vectors_are_shared():
     shares = []
     for before, after in itertools.pairwise(histories(p=0.4, bound=0.5, period=1)):
@@ -61,6 +62,7 @@ def test_bytes_follow_the_masks():
         np.testing.assert_array_equal(record.rounds["bytes_down"][0], before.server.bits // 8)
 
 
+@pytest.mark.full
 def test_without_a_share_it_is_fedavg():
     """The pass of the personal entries comes first and changes nothing."""
     theirs = registry.make("fedavg", PROBLEM.task, lr=0.1, batch_size=4, epochs=2, weighting="uniform")

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import bench
 import numpy as np
+import pytest
 
 
+@pytest.mark.full
 def test_without_perturbation_it_is_feddyn():
     np.testing.assert_allclose(bench.path("fedsmoo", rho=0.0, lam=0.3), bench.path("feddyn", lam=0.3), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_the_first_step_is_fedspeeds():
     options = {"rounds": 1, "local_steps": 1}
     np.testing.assert_allclose(bench.path("fedsmoo", rho=0.4, **options), bench.path("fedspeed", rho=0.4, **options), rtol=1e-6)
@@ -15,6 +18,7 @@ def test_the_first_step_is_fedspeeds():
     assert np.abs(bench.path("fedsmoo", rho=0.4, **more) - bench.path("fedspeed", rho=0.4, **more)).max() > 1e-4
 
 
+@pytest.mark.full
 def test_the_consistent_perturbation_has_length_rho_and_the_absent_keep_their_rows():
     state, _ = bench.run(bench.make("fedsmoo", rho=0.25), rounds=3)
     np.testing.assert_allclose(np.linalg.norm(state.server.s["x"]), 0.25, rtol=1e-5)

@@ -4,6 +4,7 @@ import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_lab.local import gradient
 from fedjax_lab.parts.oracles.directions import ascended, clipped
@@ -14,6 +15,7 @@ def test_duals_and_their_mean():
     np.testing.assert_allclose(state.server.h["x"], np.asarray(state.clients["x"]).mean(0), atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_papers_server_averages_the_sampled_duals():
     people = bench.population()
     state, _ = bench.run(bench.make("fedspeed", dual_mean="sampled"), people, rounds=1)

@@ -17,6 +17,7 @@ def test_where_everybody_is_certain_stale_changes_drop_out(beta):
     np.testing.assert_allclose(bench.path("fedstale", beta=beta, q=(1.0,), cohort=6), bench.path("fedavg", cohort=6), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_with_all_of_the_stale_changes_it_is_fedvarp():
     stale = bench.path("fedstale", beta=1.0, q=(0.5,), weighting="uniform")
     np.testing.assert_allclose(stale, bench.path("fedvarp"), rtol=1e-5)

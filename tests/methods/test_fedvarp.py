@@ -5,15 +5,18 @@ import itertools
 import bench
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_lab.methods.optimization.fedvarp import Varp
 from fedjax_lab.types import Cohort
 
 
+@pytest.mark.full
 def test_with_everybody_it_is_fedavg():
     np.testing.assert_allclose(bench.path("fedvarp", cohort=6), bench.path("fedavg", weighting="uniform", cohort=6), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_running_mean_is_the_mean_of_the_rows_and_the_absent_keep_theirs():
     (two, _), (three, _) = (bench.run(bench.make("fedvarp"), rounds=r, eval_clients=2) for r in (2, 3))
     np.testing.assert_allclose(three.server.h["x"], np.asarray(three.clients["x"]).mean(0), atol=1e-6)
@@ -33,6 +36,7 @@ def test_the_step_is_unbiased_over_cohorts():
     np.testing.assert_allclose(np.mean(steps, 0), u.mean(0), atol=1e-6)
 
 
+@pytest.mark.full
 def test_partial_participation_leaves_no_variance():
     """Late iterates stand still where FedAvg's keep jumping with the cohort."""
     for name, still in (("fedvarp", True), ("fedavg", False)):

@@ -28,6 +28,7 @@ def kernels(of):
     return {k: v for k, v in paths(of).items() if k.endswith("kernel") and v.ndim == 4}
 
 
+@pytest.mark.full
 def test_scale_and_shift_of_raw_kernels_do_not_count():
     other = jax.tree.map_with_path(lambda path, x: 3.0 * x + 0.7 if x.ndim == 4 else x, params())
     assert len(kernels(params())) == 3

@@ -33,6 +33,7 @@ def test_a_heavy_hitter_alone_is_recovered_exactly():
     assert not h.cleared(h.sketch(g), jnp.array([17])).any()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options, other, others", [
     ({"momentum": 0.0}, "fedavg", {}), ({"momentum": 0.7, "clear": "subtract", "server_lr": 0.5}, "fedavgm", {"beta": 0.7, "server_lr": 0.5}),
 ], ids=["zero", "subtract"])
@@ -50,6 +51,7 @@ def test_messages_have_the_tables_size():
     assert not bench.make("fetchsgd").info.stateful
 
 
+@pytest.mark.full
 def test_only_the_largest_move():
     state, _ = bench.run(bench.make("fetchsgd", bench.split(), size=1.0, share=0.1), rounds=1, task=bench.split())
     start = bench.start(bench.make("fetchsgd", bench.split()), task=bench.split()).server.params

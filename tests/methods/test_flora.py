@@ -52,6 +52,7 @@ def test_the_stack_is_the_mean_of_products(ranks):
     np.testing.assert_allclose(PROBLEM.task.apply(after.params, batch), PROBLEM.task.apply(merged, batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_one_client_is_lora_merged_after_every_round():
     method = make(ranks=(2,), scale=2.0)
     state, _ = bench.run(method, PROBLEM.population, task=PROBLEM.task, cohort=bench.always(3), rounds=2)
@@ -67,6 +68,7 @@ def test_one_client_is_lora_merged_after_every_round():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), state.server.params, base)
 
 
+@pytest.mark.full
 def test_a_smaller_rank_stays_one():
     """Rows beyond a client's own rank are zero, in momentum and decay too."""
     method = make(client_optimizer="adamw:weight_decay=0.1")
@@ -78,6 +80,7 @@ def test_a_smaller_rank_stays_one():
             assert not y["a"][k][rank:].any() and not y["b"][k][:, rank:].any() and y["b"][k][:, :rank].any(0).all()
 
 
+@pytest.mark.full
 def test_bytes_are_those_of_the_ranks():
     """Up r_i numbers a side; down what was stacked since the client was last heard, or the dense change; at first there is its rank alone."""
     _, record = bench.run(make(), PROBLEM.population, task=PROBLEM.task, cohort=bench.always(0, 1, 2), rounds=3)

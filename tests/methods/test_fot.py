@@ -42,6 +42,7 @@ def test_a_basis_takes_the_fewest_directions_that_hold_enough_and_stays_orthonor
     np.testing.assert_array_equal(grown(more, np.zeros((6, 8)), 0.0, 0.9) != 0, more != 0)
 
 
+@pytest.mark.full
 def test_what_was_fed_before_stays():
     seen = bench.history(make(eps=0.5), PROBLEM.population, segments=(1,) * 5, task=PROBLEM.task)
     servers = [state.server for state, _ in seen]
@@ -85,6 +86,7 @@ def test_what_does_not_fit_is_named():
         bench.start(make(), tasks, PROBLEM.task)
 
 
+@pytest.mark.full
 def test_eps_grows_by_its_step():
     state, _ = bench.run(make(eps=0.5, eps_step=0.125), PROBLEM.population, rounds=4, task=PROBLEM.task)
     assert state.server.eps == 0.75 and jax.tree.structure(state.server.params) == jax.tree.structure(PROBLEM.task.init(jax.random.key(0)))

@@ -31,6 +31,7 @@ def counted(*given):
     return rule.finish(acc)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rank", ["size", "raw"])
 def test_scores_are_the_first_ones_dealt_anew(rank):
     start, runs = histories(rank=rank)
@@ -43,6 +44,7 @@ def test_scores_are_the_first_ones_dealt_anew(rank):
     assert (runs[-1][0].server["scores"]["w1"] != start.server["scores"]["w1"]).any()
 
 
+@pytest.mark.full
 def test_weights_have_one_size_and_the_share_that_is_kept():
     task = masked(PROBLEM.task, 0.25, False)
     params = task.init(jax.random.key(0))
@@ -79,6 +81,7 @@ def test_a_vote():
     np.testing.assert_array_equal(counted((one, 1), (-one, 1)), 3)  # the reverse takes one vote away
 
 
+@pytest.mark.full
 def test_the_server_takes_the_one_ballot():
     start, _ = histories()
     method = registry.make("frl", PROBLEM.task, lr=0.2, batch_size="full", local_steps=3)

@@ -18,6 +18,7 @@ rng = np.random.default_rng(0)
 Z, Y = rng.normal(size=(90, 4)).astype(np.float32) + 3, rng.integers(0, 3, 90)
 
 
+@pytest.mark.full
 def test_pooled_moments_are_those_of_all_examples_for_any_partition():
     for parts in ([np.arange(90)], np.array_split(rng.permutation(90), 7), np.split(np.argsort(Y), [1, 40, 41])):
         rule, wide = moments.pooled(), max(map(len, parts))
@@ -78,6 +79,7 @@ def test_classes_are_topped_up_around_own_examples_in_turn(target):
             np.testing.assert_array_equal(new, mine[np.arange(len(new)) % len(mine)])
 
 
+@pytest.mark.full
 def test_other_domains_means_are_the_centers_of_what_is_drawn():
     numbers = np.stack([np.bincount(PEOPLE.train.examples["y"][PROBLEM.rows(i)], minlength=3) for i in range(7)])
     means = jnp.arange(7.0)[:, None, None] * 100 + jnp.arange(3.0)[:, None] * 10 + jnp.zeros((7, 3, 5)) + 1000
@@ -93,6 +95,7 @@ def test_other_domains_means_are_the_centers_of_what_is_drawn():
         np.testing.assert_array_equal((far[:, 0] - 1000) % 100 // 10, y[z[:, 0] > 500])
 
 
+@pytest.mark.full
 def test_with_nothing_to_fill_it_is_fedavg():
     example = {"x": np.zeros((1, 5), np.float32), "y": np.zeros(1, np.int32), "mask": np.ones(1, bool)}
     task = models.classification("linear", models.LogisticRegression(3), example)
@@ -103,6 +106,7 @@ def test_with_nothing_to_fill_it_is_fedavg():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.full
 def test_what_is_sent_once_is_counted_once():
     method = registry.make("ggeur", PROBLEM.task, head="2", target=5, batch_size="full")
     _, record = bench.run(method, PEOPLE, cohort=3, rounds=2, task=PROBLEM.task)

@@ -54,6 +54,7 @@ def make(**options):
     return registry.make("heterofl", PROBLEM.task, **{"head": "2", "lr": 0.1, "batch_size": "full", "local_steps": 2, **options})
 
 
+@pytest.mark.full
 def test_an_entry_counts_its_holders_and_stays_where_there_is_none():
     always = bench.always(1, 3, 4)  # of widths 0.25, 0.25, 1 of the four units
     method = make(widths=(1.0, 0.25), client_optimizer="sgd")

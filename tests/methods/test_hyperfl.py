@@ -27,6 +27,7 @@ def started():
     return method.init_server(jax.random.key(1), params, None), [method.init_client(jax.random.key(i), params, None) for i in range(7)]
 
 
+@pytest.mark.full
 def test_the_step_through_the_generator_is_the_chain_rule():
     """dL/dtheta first, then its pullback through h: what end-to-end differentiation gives."""
     server, rows = started()
@@ -64,6 +65,7 @@ def test_models_start_with_the_variance_of_the_model_itself():
     assert np.std(first) == pytest.approx(float(jnp.sqrt(jnp.mean(params["w1"] ** 2))), rel=0.2)
 
 
+@pytest.mark.full
 def test_each_group_is_cut_by_itself_and_the_head_trains_alone_without_a_rate():
     server, rows = started()
     data = bench.client(PROBLEM.population, 1)

@@ -4,12 +4,14 @@ import bench
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_lab.parts.clusters import by_cluster
 
 TASK = bench.TASK._replace(init=lambda key: {"x": jax.random.normal(key, (3,))})  # first models differ
 
 
+@pytest.mark.full
 def test_one_cluster_is_fedavg():
     np.testing.assert_allclose(bench.path("ifca", clusters=1), bench.path("fedavg", weighting="uniform"), rtol=1e-6)
 
@@ -28,6 +30,7 @@ def two_groups():
     return Population(stream, stream, np.zeros((6, 0), np.float32)), centers
 
 
+@pytest.mark.full
 def test_two_groups_are_found_and_each_model_is_the_mean_of_its_members():
     people, centers = two_groups()
     task = TASK._replace(init=lambda key: {"x": jnp.sign(jax.random.normal(key))[None] * jnp.ones(3)})
@@ -59,6 +62,7 @@ def test_means_apart():
     np.testing.assert_allclose(means["w"], [(values[0] + 4 * values[3]) / 5, [0, 0], (2 * values[1] + 3 * values[2]) / 5], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_shared_trunk_is_one():
     task = bench.split()
     state, _ = bench.run(bench.make("ifca", task, clusters=3, shared="body"), rounds=3, task=task)

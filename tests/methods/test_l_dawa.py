@@ -20,11 +20,13 @@ def test_where_there_is_no_direction_the_weight_is_one():
     assert alignment(jnp.ones(3), jnp.zeros(3)) == 1 and alignment(jnp.float32(-2), jnp.float32(3)) == 1
 
 
+@pytest.mark.full
 def test_the_first_rounds_are_fedavg():
     np.testing.assert_array_equal(bench.path("l-dawa", rounds=3), bench.path("fedavg", rounds=3))
     assert (bench.path("l-dawa", rounds=4) != bench.path("fedavg", rounds=4)).all()
 
 
+@pytest.mark.full
 def test_a_round_by_hand():
     people, x = bench.population(), np.ones(3)
     method = bench.make("l-dawa", warmup=0)

@@ -95,6 +95,7 @@ def client(name, i, people=PEOPLE, **options):
     return jax.tree.map(np.asarray, jax.jit(work)(jax.random.key(1)))
 
 
+@pytest.mark.full
 def test_fedlabels_consistency_has_no_slope_where_both_models_are_one():
     """Client 5 has no labels, so its first unlabeled step is taken where w = g."""
     change, metrics = client("fedlabel", 5, threshold=1.01, local_steps=1)

@@ -18,6 +18,7 @@ def test_nothing_is_sent():
     np.testing.assert_array_equal(state.server["x"], np.ones(3))
 
 
+@pytest.mark.full
 def test_who_is_sampled_does_not_matter():
     few, others = ended(cohort=bench.always(0)), ended(cohort=bench.always(4, 5))
     np.testing.assert_array_equal(few[0].clients["x"], others[0].clients["x"])
@@ -38,6 +39,7 @@ def test_others_data_do_not_matter():
     assert (states[0].clients["x"][1:] != states[1].clients["x"][1:]).any()
 
 
+@pytest.mark.full
 def test_with_one_client_it_is_fedavg():
     alone = bench.population((4,))
     state, _ = bench.run(bench.make("local"), alone, cohort=bench.always(0))

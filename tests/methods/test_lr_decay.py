@@ -35,6 +35,7 @@ def turn(method):
     return jax.tree.map(np.asarray, jax.jit(both)())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_is_one_at_its_own_rate(name):
     decayed, then, first = (bench.make(name, **METHODS[name], **rate) for rate in (

@@ -31,6 +31,7 @@ def test_one_step_of_everybody_is_the_base_optimizer(name, base):
         np.testing.assert_allclose(state.server.params["x"], x, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_mimelite_on_sgd_is_fedavg_and_sends_no_gradient():
     np.testing.assert_array_equal(bench.path("mimelite", base="sgd", server_lr=0.7), bench.path("fedavg", server_lr=0.7))
     assert bench.run(bench.make("mimelite", base="sgd"))[1].rounds["bytes_up"][0].tolist() == [12] * 3

@@ -16,10 +16,12 @@ def end(name, **options):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.server)]), state
 
 
+@pytest.mark.full
 def test_without_the_contrast_it_is_fedavg():
     np.testing.assert_allclose(end("moon", mu=0.0)[0], end("fedavg")[0], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_the_first_time_the_contrast_has_no_gradient():
     np.testing.assert_allclose(end("moon", mu=5.0, rounds=1)[0], end("fedavg", rounds=1)[0], rtol=1e-5)
     assert np.abs(end("moon", mu=5.0)[0] - end("fedavg")[0]).max() > 1e-3

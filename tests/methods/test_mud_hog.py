@@ -99,6 +99,7 @@ def test_density_is_dbscan(seed):
     np.testing.assert_array_equal(outliers.largest(jnp.asarray(labels)), labels == max(sizes, key=lambda k: (sizes[k], -k)))
 
 
+@pytest.mark.full
 def test_two_means_and_the_largest_gap():
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(size=(5, 3)), rng.normal(size=(9, 3)) + 6])

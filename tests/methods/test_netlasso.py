@@ -37,11 +37,13 @@ def sums(people):
     return np.array([a[r].sum(0) for r in rows]), np.array([(a[r] * o[r]).sum(0) for r in rows])
 
 
+@pytest.mark.full
 def test_without_edges_everybody_is_alone():
     h, b = sums(PEOPLE)
     np.testing.assert_allclose(solved(0.0, rho=0.2)[0].x, b / h, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("graph", ["ring", "torus"])
 def test_strong_edges_make_one_model_for_all_examples(graph):
     server, record = solved(1e3, graph, rho=3.0)
@@ -50,6 +52,7 @@ def test_strong_edges_make_one_model_for_all_examples(graph):
     assert record.rounds["residual"][-1] < 1e-4 and record.rounds["moved"][-1] < 1e-4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("graph, lam, rho, l2", [("ring", 1.5, 1.0, 0.0), ("torus", 2.0, 3.0, 0.5)])
 def test_it_finds_the_minimum_of_the_objective(graph, lam, rho, l2):
     """Against a general solver, of the norms made smooth; some edges agree exactly and some do not."""
@@ -78,6 +81,7 @@ def road(tmp_path_factory):
     return at, str(file)
 
 
+@pytest.mark.full
 def test_edges_weigh_what_their_ends_are_apart(road):
     """The minimum of the weighted objective, and duals as large as the edge weighs."""
     at, file = road
@@ -120,6 +124,7 @@ def test_the_objective_falls():
     assert value(solved(1.5, rho=4.0)[0].x.astype(np.float64)) == pytest.approx(values[3], abs=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rounds", [2, 5])
 def test_duals_are_opposite_and_bounded(rounds):
     server, _ = solved(0.8, "torus", rounds, rho=2.0)
@@ -129,12 +134,14 @@ def test_duals_are_opposite_and_bounded(rounds):
     assert np.linalg.norm(server.duals, axis=2).max() <= 0.8 / 2 + 1e-6 and np.abs(server.duals[there]).min(1).max() > 1e-3
 
 
+@pytest.mark.full
 def test_a_row_is_sent_over_every_edge():
     assert solved(1.0, rounds=2)[1].rounds["bytes_up"][0].tolist() == [2 * 12] * N
     assert solved(0.8, "torus", 2, rho=2.0)[1].rounds["bytes_up"][0].tolist() == [3 * 12] * N
     assert not solved(1.0, rounds=2)[1].rounds["bytes_down"].any()
 
 
+@pytest.mark.full
 def test_a_node_without_examples_is_the_median_of_its_neighbors_and_ties_nobody():
     sizes = (4, 1, 0, 6, 2, 5)
     people = bench.population(sizes)
@@ -164,6 +171,7 @@ def test_the_line_search_never_climbs():
     assert np.isfinite(newton(lambda x: 0.0 * x.sum(), x, 3)).all()
 
 
+@pytest.mark.full
 def test_a_support_vector_machine_is_solved():
     """f_i of model svm, by Newton's steps, against a solver of its own: the bias is penalized like the other entries by both."""
     from sklearn.svm import LinearSVC

@@ -55,6 +55,7 @@ def test_rounds_of_anchors_and_miners_in_turn_are_gradient_descent_every_second_
     oracles.close(amd[1::2], gd[:3], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("slug", ["fedamd", "fedpage"])
 def test_coins_fall_as_often_as_asked(slug):
     p, rounds, coins, module = 0.3, 30, [], oracles.ORACLES[slug]

@@ -33,6 +33,7 @@ def forced(row, by=50.0):
     return {k: p if k == "input" else {**p, "scale": 0 * p["scale"], "shift": by + 0 * p["shift"]} for k, p in row.items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("most", [1, 3, 5])
 def test_blocks_cover_every_tensor_once_and_keep_within_the_budget(most):
     found = gates.blocks(KERNELS, most)
@@ -68,6 +69,7 @@ def test_dropped_blocks_have_no_gradient_and_others_do():
     assert (found.size * used).sum() <= 0.5 * found.size.sum()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("separate", [False, True])
 def test_an_open_gate_is_fedavg(separate):
     """And it has no slope there, so it stays open."""
@@ -93,6 +95,7 @@ def test_padding_and_a_batch_of_one_are_no_matter():
     assert gates.opened(images, {"x": jnp.zeros((2, 4, 4, 3), jnp.uint8), "mask": jnp.ones(2, bool)})["pick"].shape == (6,)
 
 
+@pytest.mark.full
 def test_gate_and_model_move_in_turns():
     method, x, data = made(mode="turns"), PROBLEM.task.init(KEY), bench.client(PROBLEM.population, 1)
     result = method.local(KEY, {"model": x}, first(method), data._replace(allowance=jnp.int32(1)))

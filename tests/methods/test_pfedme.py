@@ -61,11 +61,13 @@ def test_the_fixed_point_is_the_mean_of_the_minima():
     np.testing.assert_allclose(state.clients["x"], (CENTERS + LAM * CENTERS.mean(0)) / (1 + LAM), atol=1e-3)
 
 
+@pytest.mark.full
 def test_a_whole_step_gives_the_mean_of_the_personal_models():
     state, _ = bench.run(make(lr=1 / LAM), unit(CENTERS), rounds=1, cohort=bench.always(0, 1, 2, 3))
     np.testing.assert_allclose(state.server["x"], np.asarray(state.clients["x"]).mean(0), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_beta_mixes():
     ends = {beta: np.asarray(bench.run(make(beta=beta, lr=0.2), rounds=1)[0].server["x"]) for beta in (0.5, 1.0, 2.0)}
     np.testing.assert_allclose(ends[2.0] - 1, 4 * (ends[0.5] - 1), rtol=1e-5)

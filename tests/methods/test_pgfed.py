@@ -15,6 +15,7 @@ def histories(rounds=3, **options):
     return bench.history(bench.make("pgfed", **options), segments=(1,) * rounds, cohort=3)
 
 
+@pytest.mark.full
 def test_without_the_others_it_is_fedavg_to_the_bit():
     mine, _ = bench.run(bench.make("pgfed", mu=0.0, lam=0.5))
     theirs, _ = bench.run(bench.make("fedavg", client_optimizer="momentum:0.9"))
@@ -46,6 +47,7 @@ def test_gradients_and_values_are_those_at_the_clients_own_models():
         np.testing.assert_allclose(state.server.c[i], value - g["x"] @ state.clients.theta["x"][i], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_weights_stay_above_zero_and_of_the_absent_where_they_were():
     runs = [state.server for state, _ in histories(lam=5.0)]
     for before, after in itertools.pairwise(runs):
@@ -57,6 +59,7 @@ def test_weights_stay_above_zero_and_of_the_absent_where_they_were():
     assert set(np.unique(still)) == {-1.0, np.float32(1 / 3)}
 
 
+@pytest.mark.full
 def test_the_old_direction_stays_as_far_as_it_is_told():
     method = bench.make("pgfed", momentum=0.75)
     server = jax.tree.map(jnp.asarray, histories(momentum=0.75)[1][0].server)
@@ -66,6 +69,7 @@ def test_the_old_direction_stays_as_far_as_it_is_told():
     np.testing.assert_allclose(result.client.A["x"], 0.25 * message["own"]["x"] + 0.75 * row.A["x"], rtol=1e-5)
 
 
+@pytest.mark.full
 def test_exact_slopes_differ_and_cost_the_gradients_of_all():
     plain, exact = (histories(exact=e)[2] for e in (False, True))
     assert np.abs(plain[0].server.alpha - exact[0].server.alpha).max() > 1e-4

@@ -25,6 +25,7 @@ def flat(params):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{"rank": 8, "ratio": 0.0}, {"ratio": 1000.0}, {"rank": 3, "ratio": 0.0, "memory": "mean"}], ids=["rank", "whole", "mean"])
 def test_a_rank_that_suffices_and_no_rank_are_fedavg(options):
     state, _ = after("powersgd", 2, **options)
@@ -33,6 +34,7 @@ def test_a_rank_that_suffices_and_no_rank_are_fedavg(options):
         np.testing.assert_allclose(np.average(rows[[0, 2, 3]], 0, SIZE), 0, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("memory", ["own", "mean"])
 def test_what_was_sent_and_what_is_remembered_is_the_change(memory):
     """The mean over those who took part, by examples."""

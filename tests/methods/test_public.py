@@ -56,6 +56,7 @@ def test_without_public_examples_there_is_one_clear_line(name, demand):
         bench.start(make(name), PROBLEM.population._replace(public={}), PROBLEM.task)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["softmax", "quad"])
 def test_fedlaws_weights_sum_to_what_it_shrinks_by(form):
     """One client: the model is its own, times the sum."""
@@ -82,6 +83,7 @@ def test_fedlaw_mistrusts_a_client_with_shuffled_labels():
     assert learned[0] / learned.sum() < 0.9 * p[0]
 
 
+@pytest.mark.full
 def test_feddf_gives_up_after_patience():
     short, long = (server("feddf", rounds=1, server_steps=n, patience=20, held_out=0.9, server_lr=1e-9) for n in (20, 400))
     assert gap(short, long) < 1e-6

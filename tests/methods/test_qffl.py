@@ -26,6 +26,7 @@ def test_the_estimated_curvature_is_that_of_the_power_of_the_loss():
         np.testing.assert_allclose(result.weight["model"] * result.upload["model"]["x"], -(F**q) * g["x"], rtol=1e-4)
 
 
+@pytest.mark.full
 def test_a_larger_power_narrows_the_losses():
     report = {q: bench.run(bench.make("qffl", q=q, local_steps=1), rounds=150, cohort=6)[1].evaluation for q in (0.0, 5.0)}
     assert report[5.0]["client_test_loss_std"] < 0.9 * report[0.0]["client_test_loss_std"]

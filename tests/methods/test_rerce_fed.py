@@ -70,6 +70,7 @@ ALL = ("rerce-fed", "rerce-fed-clu", "consensus-admm")
 LONG = (1,) * 5 + (3000,)
 
 
+@pytest.mark.full
 def test_without_noise_and_with_everybody_all_three_are_the_same():
     runs = {name: history(name, 6, LONG) for name in ALL}
     for a, b, c in zip(*(runs[name] for name in ALL), strict=True):
@@ -96,6 +97,7 @@ def test_the_invariant_of_rerce_fed():
         np.testing.assert_allclose(held, constant, rtol=1e-9)
 
 
+@pytest.mark.full
 def test_the_absent_rest_in_one_and_go_on_in_the_other():
     b, w = factors()
     runs = {name: history(name, 3, (1,) * 4) for name in ALL[:2]}
@@ -124,6 +126,7 @@ def test_the_absent_rest_in_one_and_go_on_in_the_other():
         assert not record.rounds["all_bytes_up"].any() and record.rounds["bytes_up"][0].tolist() == record.rounds["bytes_down"][0].tolist() == [40] * 3
 
 
+@pytest.mark.full
 def test_noise_on_both_links_is_a_matter_of_the_wires():
     quiet, silent, loud = (history("rerce-fed-clu", 3, (1,) * 4, **wires)[-1][0] for wires in (
         {}, {"wire_up": "awgn:0", "wire_down": "awgn:0"}, {"wire_up": "awgn:1e-2", "wire_down": "awgn:1e-2"}))

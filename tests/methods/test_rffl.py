@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import problem as problems
+import pytest
 
 from fedjax_lab import registry, tree
 from fedjax_lab.engine import malice, mesh, sync
@@ -33,6 +34,7 @@ def ended(rounds, attacked=False, clones=False, **options):
     return jax.device_get(state.server), jax.device_get(state.clients), record
 
 
+@pytest.mark.full
 def test_reputations_sum_to_one_and_the_best_gets_every_entry():
     server, _, record = ended(6)
     assert server.inside.all() and abs(server.r.sum() - 1) < 1e-6 and (server.r >= 0).all() and server.earned.max() == 1
@@ -44,6 +46,7 @@ def test_reputations_sum_to_one_and_the_best_gets_every_entry():
     assert (bytes_down[0] == 4).all() and bytes_down[1].max() == 4 + 8 * tree.size(server.g) and len(set(bytes_down[1].tolist())) > 2
 
 
+@pytest.mark.full
 def test_clones_stay_clones_and_follow_each_other():
     server, rows, _ = ended(3, clones=True, bound=10.0)
     np.testing.assert_allclose(server.r, 1 / CLONES, rtol=1e-5)
@@ -51,6 +54,7 @@ def test_clones_stay_clones_and_follow_each_other():
     assert all(np.ptp(leaf, 0).max() < 1e-6 for leaf in jax.tree.leaves(rows))
 
 
+@pytest.mark.full
 def test_free_riders_are_found_out():
     """Whatever they send has length `bound` at most, and after a few rounds nothing of it counts."""
     server, _, _ = ended(12, attacked=True, patience=6, bound=0.05, alpha=0.5)

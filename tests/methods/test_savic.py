@@ -11,6 +11,7 @@ GRADIENTS = np.stack([(A * (1 - O))[OWNER == i].mean(0) for i in range(6)])
 CURVATURES = np.stack([A[OWNER == i].mean(0) for i in range(6)])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scaling", ["global", "local"])
 def test_a_constant_scaling_is_local_sgd(scaling):
     scaled = bench.path("savic", scaling=scaling, alpha=1e4, lr=0.05 * 1e4)
@@ -37,12 +38,14 @@ def test_curvature_is_exact_on_a_diagonal_and_stays():
     np.testing.assert_allclose(state.server.scaling.d["x"], CURVATURES.mean(0), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_the_floor():
     low, added = (bench.path("savic", alpha=1e3, floor=f, lr=50.0, rounds=1) for f in ("max", "add"))
     np.testing.assert_allclose(low, added, rtol=1e-2)
     assert np.abs(low - added).max() > 0
 
 
+@pytest.mark.full
 def test_scaling_by_curvature_evens_out_the_coordinates():
     """One step of one client along the gradient over its diagonal curvature goes straight to its minimum."""
     one = bench.population((5,))
@@ -50,6 +53,7 @@ def test_scaling_by_curvature_evens_out_the_coordinates():
     np.testing.assert_allclose(x, bench.optimum(one), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_what_is_sent():
     for scaling, up, down in (("global", 24, 36), ("local", 12, 12)):
         _, record = bench.run(bench.make("savic", scaling=scaling), rounds=1)

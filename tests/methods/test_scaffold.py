@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_c_is_the_mean_of_all_c_i_and_absent_clients_keep_theirs(option):
     state, _ = bench.run(bench.make("scaffold", option=option), rounds=3)
@@ -13,15 +14,18 @@ def test_c_is_the_mean_of_all_c_i_and_absent_clients_keep_theirs(option):
     assert not np.asarray(one.clients["x"])[[1, 3, 5]].any() and np.asarray(one.clients["x"])[[0, 2, 4]].all()
 
 
+@pytest.mark.full
 def test_one_step_of_everybody_is_sgd():
     options = {"cohort": 6, "local_steps": 1, "rounds": 5}
     np.testing.assert_allclose(bench.path("scaffold", **options), bench.path("fedavg", weighting="uniform", **options), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_first_round_is_fedavg():
     np.testing.assert_array_equal(bench.path("scaffold", rounds=1), bench.path("fedavg", weighting="uniform", rounds=1))
 
 
+@pytest.mark.full
 def test_option_one_holds_full_gradients():
     people = bench.population()
     a, o = (people.train.examples[k] for k in "ao")

@@ -20,17 +20,20 @@ def test_c_is_the_mean_of_all_c_i(name, start):
     np.testing.assert_allclose(state.server.c["x"], np.asarray(state.clients["x"]).mean(0), atol=1e-5)
 
 
+@pytest.mark.full
 def test_one_step_of_everybody_has_no_correction():
     options = {"cohort": 6, "local_steps": 1, "rounds": 5}
     np.testing.assert_allclose(bench.path("scaffold-m", **options), bench.path("fedavg-m", **options), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_alike_clients_have_no_correction():
     people = bench.population(alike=True)
     options = {"cohort": bench.rota(6, 6, (4,))}
     np.testing.assert_allclose(bench.path("scaffold-m-vr", people, **options), bench.path("fedavg-m-vr", people, **options), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_c_i_is_the_mean_of_the_raw_gradients():
     """With a tiny rate the iterates stand still and c_i is the gradient at x^0, momentum or not."""
     people = bench.population()
@@ -49,6 +52,7 @@ def test_it_reaches_the_optimum_with_half_of_the_clients(name):
     np.testing.assert_allclose(x, bench.optimum(people, "uniform"), atol=1e-4)
 
 
+@pytest.mark.full
 def test_what_is_sent():
     sizes = {"fedavg-m": (12, 24), "scaffold-m": (24, 36), "fedavg-m-vr": (12, 36), "scaffold-m-vr": (24, 48)}
     for name, (up, down) in sizes.items():

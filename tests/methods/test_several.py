@@ -63,6 +63,7 @@ def test_two_of_a_kind_are_one_also_side_by_side(name):
             np.testing.assert_allclose(both[client % 2][client], one[client], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.full
 def test_every_client_fuses_with_models_of_another_kind():
     """KnFu with equal weights: a step on one's own examples, a step of KL towards the mean of all softmaxes, by hand."""
     first = bench.start(registry.make("knfu", TWO, lr=LR), PEOPLE, task=TWO).clients["models"]

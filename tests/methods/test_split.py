@@ -27,6 +27,7 @@ def test_two_parts_make_the_model():
     np.testing.assert_array_equal(halves.shared_only(shared)["head"], np.zeros(4))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("base, options", [("fedavg", {}), ("fedprox", {"mu": 0.3}), ("fedavgm", {})])
 def test_nothing_private_is_the_method_itself(base, options):
     method = bench.make(base, TASK, **options)
@@ -36,6 +37,7 @@ def test_nothing_private_is_the_method_itself(base, options):
     np.testing.assert_array_equal(one.rounds["bytes_up"], two.rounds["bytes_up"])
 
 
+@pytest.mark.full
 def test_private_leaves_stay_at_home_and_are_not_counted():
     method = split(bench.make("fedavg", TASK), cut(TASK, lambda params: named(params, "head")))
     state, record = bench.run(method, rounds=1, task=TASK)

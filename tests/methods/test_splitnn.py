@@ -39,6 +39,7 @@ def unsplit(params, x, y):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1))
 
 
+@pytest.mark.full
 def test_it_is_the_training_of_the_network_in_one_piece():
     x = np.stack([PEOPLE.train.examples["x"][o: o + ALIGNED] for o in PEOPLE.train.offset])
     params, slope = first(), jax.jit(jax.grad(unsplit))
@@ -50,6 +51,7 @@ def test_it_is_the_training_of_the_network_in_one_piece():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.full
 def test_a_party_that_is_absent_stays_and_so_do_the_weights_on_its_zeros():
     before, after = first(), model(run(bench.always(0, 1, 3, 4, 5, 6))[0])
     for name in ("w1", "b1"):

@@ -109,7 +109,8 @@ def test_every_model_is_here():
     assert {row[0] for row in SIZES} == set(models.MODELS) == {row[0] for row in SMALL} | {"resnet18"}
 
 
-@pytest.mark.parametrize("name, shape, classes, options", SMALL, ids=named(SMALL))
+@pytest.mark.parametrize("name, shape, classes, options", [
+    pytest.param(*row, marks=[pytest.mark.full] if row[0] in ("charlstm", "resnet8") else []) for row in SMALL], ids=named(SMALL))
 def test_stacked_clients_equal_clients_one_at_a_time(name, shape, classes, options):
     batch = a_batch(name, shape, classes, options)
     task = models.build(name, batch, classes, **options)

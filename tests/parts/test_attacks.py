@@ -86,7 +86,7 @@ def test_ipm_turns_the_mean_around_exactly_beyond_the_ratio_of_honest_to_attacke
     assert (mean_with(values) @ HONEST.mean(0) < 0) == (scale > 15 / 4)
 
 
-@pytest.mark.parametrize("direction", ["std", "mean", "sign"])
+@pytest.mark.parametrize("direction", [pytest.param("std", marks=pytest.mark.full), "mean", "sign"])
 def test_min_max_by_distances_is_as_far_as_the_farthest_honest_pair(direction):
     values = sent(colluding.min_max(against="distances", direction=direction))[0]
     limit = max(np.linalg.norm(a - b) for a in HONEST for b in HONEST)
