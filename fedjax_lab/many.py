@@ -129,8 +129,8 @@ def groups(cells: Sequence[Config], static: Sequence[str] = (), blended: bool = 
     """
     found: dict[str, list[int]] = {}
     for at, cell in enumerate(cells):
-        known = {*static, *(["lr_decay"] if cell.options.get("lr_decay") == 1 else [])}
-        kinds = {k: "float" if isinstance(v, float) and k not in known else repr(v) for k, v in sorted(cell.options.items())}
+        shared = {k for k, v in cell.options.items() if isinstance(v, float) and k not in static and (k, v) != ("lr_decay", 1)}
+        kinds = {k: "float" if k in shared else repr(v) for k, v in sorted(cell.options.items())}
         seed = cell.seed if schedules.rolled_out(cell) else 0
         like = blend.plain(cell) if blended else cell
         found.setdefault(repr(dataclasses.replace(like, seed=seed, options=kinds)), []).append(at)

@@ -118,7 +118,8 @@ def test_a_full_graph_is_fedavg_with_everybody(weight):
     assert record.evaluation["consensus_distance"] < 1e-12
 
 
-@pytest.mark.parametrize("order", [pytest.param(order, marks=pytest.mark.full) for order in ("after", "beside")])
+@pytest.mark.full
+@pytest.mark.parametrize("order", ["after", "beside"])
 def test_the_mean_moves_by_the_mean_change(order):
     """In the first round, from equal models, it is FedAvg's, whatever the graph."""
     state, own = ran(order=order, active=busy(), rounds=1)[0], ran("alone", rounds=1)[0]

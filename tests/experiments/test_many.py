@@ -14,13 +14,12 @@ from fedjax_lab.types import Method, Record, Result
 
 FULL = {"batch_size": "full"}  # compiles fast
 SMALL = {"task": "digits_logreg", "partition": "public:60+dirichlet:0.3", "clients": 6, "cohort": 3, "rounds": 3, "eval_every": 2, "devices": 2, "options": FULL}
-METHODS = registry.catalog("method")
 HIDDEN = {name: {"task": "digits_mlp:widths=6"} for name in ("fedma", "fot", "fedpara", "pfedpara", "heterofl")}  # what needs a hidden layer
 HIDDEN |= {name: {"task": "digits_mlp:widths=6", "partition": "subset:60+vertical:6,overlap=0.5", "clients": None} for name in ("splitnn", "oneshot-vfl")}
 CLOCKED = {"fedbuff": {"schedule": "buffered:2"}, "fedcompass": {"cohort": 6}, "fedfix": {"cohort": 6}}  # what six clients allow
 LABELED = {name: {"partition": "public:60+dirichlet:0.3+semi:0.2"} for name in ("fedlabel", "fedsem", "fixmatch-fl")}  # some examples have no label
-QUADRATIC = {name: {"task": "regression_linreg:dim=3,size=10", "partition": "natural", "clients": None} for name in ("rerce-fed", "rerce-fed-clu", "netlasso")}
-QUADRATIC["netlasso"]["cohort"] = 20  # all nodes
+QUADRATIC = {name: {"task": "regression_linreg:dim=3,size=10", "partition": "natural", "clients": None, "cohort": cohort}
+             for name, cohort in (("rerce-fed", 3), ("rerce-fed-clu", 3), ("netlasso", 20))}  # all nodes of the last
 GIVEN = HIDDEN | CLOCKED | LABELED | QUADRATIC
 
 
@@ -65,7 +64,7 @@ def factory_of(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", registry.catalog("method"))
 def test_a_run_among_many_is_the_run_alone(name):
     near, off, said = floats(name, 0.95), floats(name, 0.9), []
     info = factory_of(name).info
