@@ -235,6 +235,12 @@ def catalog(kind: str | None = None) -> dict[str, Callable]:
     >>> catalog("method")["scaffold"].info.year, "scaffold" in catalog("wire")
     (2020, False)
     """
+    _import_all()
+    return {name: f for name, f in sorted(_FACTORIES.items()) if kind in (None, f.info.kind)}
+
+
+@functools.cache
+def _import_all() -> None:
     import fedjax_lab.methods
     import fedjax_lab.parts
 
@@ -242,7 +248,6 @@ def catalog(kind: str | None = None) -> dict[str, Callable]:
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    return {name: f for name, f in sorted(_FACTORIES.items()) if kind in (None, f.info.kind)}
 
 
 def systems() -> dict[str, Callable]:
