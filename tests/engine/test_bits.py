@@ -33,7 +33,7 @@ def reference():
     return run(base(), script=script())
 
 
-@pytest.mark.parametrize("devices, chunk", [pytest.param(2, 1, marks=pytest.mark.full), (4, 2), (1, 8), pytest.param(1, 10, marks=pytest.mark.full)])
+@pytest.mark.parametrize("devices, chunk", [(4, 2), *(pytest.param(*row, marks=pytest.mark.full) for row in ((2, 1), (1, 8), (1, 10)))])
 def test_the_same_bits_on_any_devices_and_for_chunk_one_lanes_all(devices, chunk):
     same(reference(), run(base(devices, chunk), script=script()))
 

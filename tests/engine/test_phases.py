@@ -187,7 +187,7 @@ def taught(*phases) -> Method:
     return method._replace(phases=tuple(method.phase(**changes) for changes in phases))
 
 
-@pytest.mark.parametrize("everyone", [True, False])
+@pytest.mark.parametrize("everyone", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_a_phase_that_does_not_take_place_changes_no_bit(everyone):
     double = {"serve": lambda key, x, aggregate, cohort: 2 * x, "everyone": everyone, "when": lambda key, clock: clock == 2}
     with_it, without = (ahead(tiny.build(taught(*phases), length=4, eval_clients=1)) for phases in (({}, double), ({},)))

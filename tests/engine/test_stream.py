@@ -39,8 +39,8 @@ def rows_of(state):
 
 
 @pytest.mark.parametrize("how", [
-    *(pytest.param(how, marks=pytest.mark.full) for how in ({"streamed": True}, {"client_state": "disk"})),
-    {"client_state": "host"}, {"streamed": True, "client_state": "disk"},
+    *(pytest.param(how, marks=pytest.mark.full) for how in ({"streamed": True}, {"client_state": "disk"}, {"client_state": "host"})),
+    {"streamed": True, "client_state": "disk"},
 ], ids=str)
 def test_the_same_bits_as_on_the_device(how):
     people, method = tiny.population(), subject()

@@ -16,6 +16,7 @@ from fedjax_lab import config as configs
 from fedjax_lab import run, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
+DRAW = workdir.WorkDir._draw
 SMALL = ("--task=digits_logreg", "--clients=8", "--cohort=3", "--rounds=4", "--eval_every=2", "--devices=1")
 
 
@@ -53,23 +54,19 @@ def kept():
     return {}
 
 
-@pytest.fixture
-def pictures():
-    """For the tests that look at a run's pictures."""
-
-
 @pytest.fixture(autouse=True)
-def drafts(request, monkeypatch):
-    """Elsewhere a run's pictures are left blank: they take as long as a small run."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(workdir.WorkDir, "_draw", lambda self, now: [(self.path / f"{name}.png").write_bytes(b"") for name in ("curves", "partition")])
+def drafts(monkeypatch):
+    """The pictures of runs are left blank but for the plain one's: they take as long as a small run."""
+    monkeypatch.setattr(workdir.WorkDir, "_draw", lambda self, now: [(self.path / f"{name}.png").write_bytes(b"") for name in ("curves", "partition")])
 
 
 @pytest.fixture
-def plain(job, kept, pictures) -> Done:
-    """The small run without further flags, made once."""
+def plain(job, kept, monkeypatch) -> Done:
+    """The small run without further flags, made once, with its pictures."""
     if "plain" not in kept:
-        kept["plain"] = job()
+        with monkeypatch.context() as drawn:
+            drawn.setattr(workdir.WorkDir, "_draw", DRAW)
+            kept["plain"] = job()
     return kept["plain"]
 
 

@@ -15,9 +15,8 @@ from experiments import scenarios, screen, train
 
 REAL = os.environ.get("FEDJAX_LAB_DATA")
 EMBEDDED = ("digits_mlp", "synthetic_logreg")
-QUICK = ("adult_mlp",)
-SLOW = ("cifar10_gncnn", "cora_gcn", "ml_latest_small_mf", "mnist_2nn", "mnist_cnn", "shakespeare_roles_charlstm", "shakespeare_roles_transformer",
-        "sst2_sentences_transformer")
+LOADED = ("adult_mlp", "cifar10_gncnn", "cora_gcn", "ml_latest_small_mf", "mnist_2nn", "mnist_cnn", "shakespeare_roles_charlstm",
+          "shakespeare_roles_transformer", "sst2_sentences_transformer")
 MEASURED = (r"# Measured on \d+ CPU cores \(jax [\d.]+\): (\d+) rounds, data and compilation included, in (\d+) s \((\d+) s of CPU time\); "
             r"(test_accuracy|test_loss) ([\d.]+) -> ([\d.]+)")
 
@@ -32,10 +31,10 @@ def measured(name):
 
 
 def test_all_are_here():
-    assert scenarios.names() == sorted([*EMBEDDED, *QUICK, *SLOW])
+    assert scenarios.names() == sorted([*EMBEDDED, *LOADED])
 
 
-@pytest.mark.parametrize("name", [*EMBEDDED, *QUICK, *SLOW])
+@pytest.mark.parametrize("name", [*EMBEDDED, *LOADED])
 def test_a_file_says_its_command_and_what_it_reached(name, monkeypatch):
     comment = [line for line in text(name).splitlines() if line.startswith("#")]
     assert comment[2] == f"#   python -m experiments.train --flagfile=experiments/scenarios/{name}.flags" + " --data_dir=DATA" * (name not in EMBEDDED)
@@ -129,11 +128,11 @@ if REAL:
         """Decoded sets and compiled programs of this session."""
         return tmp_path_factory.mktemp("sets")
 
-    @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.full) for name in SLOW)])
-    def test_a_round_of_a_real_scenario(name, request, cache):
-        call = request.getfixturevalue("job" if name in QUICK else "process")
-        done = call(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
-                   "--eval_clients=4", base=())
+    @pytest.mark.full
+    @pytest.mark.parametrize("name", LOADED)
+    def test_a_round_of_a_real_scenario(name, process, cache):
+        done = process(f"--flagfile={scenarios.FOLDER / name}.flags", f"--data_dir={REAL}", f"--cache_dir={cache}", "--rounds=2", "--eval_every=2",
+                      "--eval_clients=4", base=())
         assert done.status == 0, done.err
         assert [row["round"] for row in done.rows] == [0, 2]
         assert done.rows[1]["test_loss"] < done.rows[0]["test_loss"] and predicts(done)

@@ -35,15 +35,20 @@ def test_rows_know_the_virtual_time_and_the_uploads(job):
     assert not {"train_time", "train_uploads"} & set(done.rows[-1])
 
 
-def test_allow_untested_runs_another_schedule_and_the_schedule_says_when(job, process):
+def test_allow_untested_runs_another_schedule_and_says_so(job):
     schedule, allowed = SYNC
     refused = job(schedule)
     assert refused.status == 2 and refused.err == (
         "error: --schedule=buffered:3,law=fixed:0.5: 'fedavg' was published for --schedule=sync; --allow_untested runs it all the same\n")
-    done, plain = process(schedule, allowed), process()
-    assert "untested: --schedule=buffered:3,law=fixed:0.5: 'fedavg' was published for --schedule=sync\n" in done.out and "untested:" not in plain.out
-    assert without_clock(done.rows) == plain.rows  # equal delays, and a buffer like the cohort
+    done = job(schedule, allowed)
+    assert "untested: --schedule=buffered:3,law=fixed:0.5: 'fedavg' was published for --schedule=sync\n" in done.out
     assert column(done, "time") == [0, 1, 2]
+
+
+@pytest.mark.full
+def test_equal_delays_and_a_buffer_like_the_cohort_are_rounds(process):
+    buffered, rounds = process(*SYNC), process()
+    assert without_clock(buffered.rows) == rounds.rows and "untested:" not in rounds.out
 
 
 @pytest.mark.full

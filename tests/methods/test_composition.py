@@ -114,7 +114,7 @@ SEED = int(os.environ.get("COMPOSITION_SEED", "0"))
 
 
 @pytest.mark.parametrize("name, up, down, aggregator, server, participation", [
-    pytest.param(*row, marks=[pytest.mark.full] if at >= 10 else []) for at, row in enumerate(drawn(20, SEED))], ids=lambda value: str(value))
+    pytest.param(*row, marks=[pytest.mark.full] if at >= 6 else []) for at, row in enumerate(drawn(20, SEED))], ids=lambda value: str(value))
 def test_any_combination_trains(name, up, down, aggregator, server, participation):
     print("seed", SEED)
     people = bench.population()

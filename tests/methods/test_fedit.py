@@ -54,7 +54,8 @@ def test_nothing_changes_before_training():
         np.testing.assert_array_equal(method.task.apply(params, batch), PROBLEM.task.apply(params["frozen"]["base"], batch))
 
 
-@pytest.mark.parametrize("task, batch", [(READER, TEXT), (NORMED, {"x": jnp.ones((2, 4, 4, 3)), "mask": jnp.ones(2, bool)})], ids=["text", "normed"])
+@pytest.mark.parametrize("task, batch", [pytest.param(READER, TEXT, marks=pytest.mark.full), (NORMED, {"x": jnp.ones((2, 4, 4, 3)), "mask": jnp.ones(2, bool)})],
+                         ids=["text", "normed"])
 @pytest.mark.parametrize("where", [(), pytest.param(("head",), marks=pytest.mark.full)], ids=["all", "head"])
 def test_products_equal_the_sum(task, batch, where, monkeypatch):
     """Where flax multiplies, no copy of a matrix is made; what comes out is that of the merged model."""

@@ -44,7 +44,8 @@ ORACLES = {p.stem.replace("_", "-"): importlib.import_module(f"oracles.{p.stem}"
            for p in sorted((pathlib.Path(__file__).parent / "oracles").glob("[a-z]*.py"))}
 METHODS = registry.catalog("method")
 
-BOTH = [pytest.param(slug, *case, marks=pytest.mark.full if number else ())  # the first of a method's cases is in the default matrix
+LONG = ("bvr-l-sgd", "fedbr", "fedetf", "fedlabel", "fedlex", "fedma", "fedmd", "fedpage", "fixmatch-fl", "hyperfl", "oneshot-vfl", "pfedgate")  # take more than six seconds
+BOTH = [pytest.param(slug, *case, marks=pytest.mark.full if number or slug in LONG else ())  # the first of a method's cases is in the default matrix
         for slug in ORACLES if slug in METHODS for number, case in enumerate(CASES[slug])]
 
 STEPS = np.arange(1, 6) / 5  # of a training from b to t, which is that of update t at the latest
@@ -138,7 +139,7 @@ def engine(slug: str, name: str, options: dict, cohort: int = problems.COHORT, r
         _, positional, values = spec.parse(METHODS[slug].info.schedule)
         rounds_of = gossip.schedule(graph(name), **spec.bind(schedules.mixing, positional, values))
         seats = gossip.seating(seats, problem.clients)
-    sim = ahead(sync.build(problem.task, method, problem.population, seats, mesh=mesh.make(1), chunk=2, length=1, schedule=rounds_of), init=False)
+    sim = ahead(sync.build(problem.task, method, problem.population, seats, mesh=mesh.make(1), chunk=2, schedule=rounds_of, eval_clients=0), init=False)
     state, history = sim.init(sim.world, jax.random.key(problems.ROOT)), []
     personal = jax.jit(functools.partial(owned, method))
     for clock in range(rounds):

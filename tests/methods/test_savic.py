@@ -19,7 +19,8 @@ def test_a_constant_scaling_is_local_sgd(scaling):
 
 
 @pytest.mark.parametrize("rule,beta,expected", [
-    ("adam", 0.9, np.abs(GRADIENTS.mean(0))), ("rmsprop", 0.9, 0.1**0.5 * np.abs(GRADIENTS.mean(0))), ("oasis", 0.9, CURVATURES.mean(0)),
+    pytest.param("adam", 0.9, np.abs(GRADIENTS.mean(0)), marks=pytest.mark.full), ("rmsprop", 0.9, 0.1**0.5 * np.abs(GRADIENTS.mean(0))),
+    pytest.param("oasis", 0.9, CURVATURES.mean(0), marks=pytest.mark.full),
 ])
 def test_the_first_scaling(rule, beta, expected):
     state, _ = bench.run(bench.make("savic", rule=rule, beta=beta, alpha=1.0), rounds=1, cohort=6)
