@@ -37,7 +37,7 @@ SHOWN = {
         "experiments/test_tensorboard.py::test_the_flag_writes_it_beside_the_rows": "tensorboard",
         "parts/test_statistics.py::test_the_rule_is_a_setting": "stats",
         "experiments/test_starts.py::test_it_is_a_setting": "init",
-        "experiments/test_schedules.py::test_allow_untested_runs_another_schedule_and_the_schedule_says_when": "schedule allow_untested",
+        "experiments/test_schedules.py::test_allow_untested_runs_another_schedule_and_says_so": "schedule allow_untested",
         "experiments/test_gossip_cli.py::test_the_graph_is_a_setting": "graph",
         f"{HERE}::test_model_devices": "model_devices", f"{RESUME}::test_checkpoints_come_by_rounds": "checkpoint_every keep",
         f"{KILLS}::LONG": "max_segment_seconds", f"{RESUME}::test_command_line": "resume",
