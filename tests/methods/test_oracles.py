@@ -44,8 +44,9 @@ ORACLES = {p.stem.replace("_", "-"): importlib.import_module(f"oracles.{p.stem}"
            for p in sorted((pathlib.Path(__file__).parent / "oracles").glob("[a-z]*.py"))}
 METHODS = registry.catalog("method")
 
-LONG = ("bvr-l-sgd", "fedbr", "fedetf", "fedlabel", "fedlex", "fedma", "fedmd", "fedpage", "fixmatch-fl", "hyperfl", "oneshot-vfl", "pfedgate")  # take more than six seconds
-BOTH = [pytest.param(slug, *case, marks=pytest.mark.full if number or slug in LONG else ())  # the first of a method's cases is in the default matrix
+# The first of a method's cases is in the default matrix, unless it takes more than six seconds.
+LONG = ("bvr-l-sgd", "fedbr", "fedetf", "fedlabel", "fedlex", "fedma", "fedmd", "fedpage", "fixmatch-fl", "hyperfl", "oneshot-vfl", "pfedgate")
+BOTH = [pytest.param(slug, *case, marks=pytest.mark.full if number or slug in LONG else ())
         for slug in ORACLES if slug in METHODS for number, case in enumerate(CASES[slug])]
 
 STEPS = np.arange(1, 6) / 5  # of a training from b to t, which is that of update t at the latest
